@@ -1,0 +1,631 @@
+"""CCRk models: [`CCRkModel`] retrieves and matches, [`CCRkForPreTraining`] adds the masked-language head."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import ModelOutput, logging
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_ccrk import CCRkConfig
+from .image_tower_ccrk import CCRkImageTower
+from .losses_ccrk import MatchingPairs, matching_loss, mlm_loss, one_to_k, one_to_one, sample_matching_pairs
+from .text_layers_ccrk import CCRkFusionEncoder, CCRkImageStates, CCRkTextTower
+from .towers_ccrk import load_towers, towers_config
+
+logger = logging.get_logger(__name__)
+
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
+
+
+@dataclass
+class CCRkOutput(ModelOutput):
+    """Output of [`CCRkModel`].
+
+    Attributes:
+        loss: weighted sum of the losses, with `return_loss=True`.
+        loss_contrastive, loss_matching: the losses by themselves.
+        logits_per_image: (B, T) similarities divided by the temperature.
+        logits_per_text: (T, B) the same, transposed.
+        image_embeds: (B, D) unit vectors.
+        text_embeds: (T, D) unit vectors.
+        image_hidden_states: (B, 1 + P, image width) tokens of the image tower.
+        text_hidden_states: (T, L, hidden) tokens of the text tower.
+    """
+
+    loss: torch.Tensor | None = None
+    loss_contrastive: torch.Tensor | None = None
+    loss_matching: torch.Tensor | None = None
+    logits_per_image: torch.Tensor | None = None
+    logits_per_text: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    text_embeds: torch.Tensor | None = None
+    image_hidden_states: torch.Tensor | None = None
+    text_hidden_states: torch.Tensor | None = None
+
+
+@dataclass
+class CCRkForPreTrainingOutput(CCRkOutput):
+    """Output of [`CCRkForPreTraining`]: as [`CCRkOutput`], with `loss_mlm`, the masked-language loss."""
+
+    loss_mlm: torch.Tensor | None = None
+
+
+class CCRkDefaultLinear(nn.Linear):
+    """A linear layer that starts at torch's default, uniform within 1 / sqrt(fan in), as the authors' heads do."""
+
+
+class CCRkProjection(nn.Sequential):
+    """Projection of a summary to the shared space: linear, or with one hidden layer."""
+
+    def __init__(self, in_features: int, config: CCRkConfig):
+        hidden = config.projection_hidden_size
+        if hidden is None:
+            super().__init__(CCRkDefaultLinear(in_features, config.projection_dim))
+        else:
+            super().__init__(
+                CCRkDefaultLinear(in_features, hidden), nn.GELU(), CCRkDefaultLinear(hidden, config.projection_dim)
+            )
+
+
+class CCRkMatchingHead(nn.Sequential):
+    """Image-text matching head: logits (N, 2), class 1 = match."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__(
+            CCRkDefaultLinear(hidden_size, 2 * hidden_size),
+            nn.LayerNorm(2 * hidden_size),
+            nn.GELU(),
+            CCRkDefaultLinear(2 * hidden_size, 2),
+        )
+
+
+class CCRkLMHead(nn.Module):
+    """Masked-language head; its decoder is tied to the word embeddings."""
+
+    def __init__(self, config: CCRkConfig):
+        super().__init__()
+        text = config.text_config
+        self.dense = nn.Linear(text.hidden_size, text.hidden_size)
+        self.activation = ACT2FN["gelu"]
+        self.layer_norm = nn.LayerNorm(text.hidden_size, eps=text.layer_norm_eps)
+        self.decoder = nn.Linear(text.hidden_size, text.vocab_size)
+        self.bias = nn.Parameter(torch.zeros(text.vocab_size))
+        self.decoder.bias = self.bias
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Logits (..., vocab_size) of hidden states (..., hidden)."""
+        return self.decoder(self.layer_norm(self.activation(self.dense(hidden_states))))
+
+
+class CCRkPreTrainedModel(PreTrainedModel):
+    """What both models share: initialisation, loading, checkpointing."""
+
+    config: CCRkConfig
+    config_class = CCRkConfig
+    base_model_prefix = "ccrk"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_attention_backend = True
+    _no_split_modules = ["CCRkLayer"]
+    # prefixes of weights that a checkpoint may lack, with a warning; any other missing weight is an error
+    _optional_weights: tuple[str, ...] = ()
+
+    def __init__(self, config: CCRkConfig, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        # the text layers are plain modules, so nobody else hands the choice of attention down to their configuration
+        self.config.text_config._attn_implementation = self.config._attn_implementation
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if getattr(module, "_initialised_by_timm", False):
+            # its weights are timm's own; what loading through the meta device loses are the unsaved buffers
+            if hasattr(module, "init_non_persistent_buffers"):
+                module.init_non_persistent_buffers()
+            return
+        super()._init_weights(module)
+        if isinstance(module, CCRkDefaultLinear):
+            bound = module.in_features**-0.5
+            init.uniform_(module.weight, -bound, bound)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, CCRkLMHead):
+            init.zeros_(module.bias)
+        elif isinstance(module, CCRkModel):
+            init.constant_(module.temperature, self.config.temperature_init)
+
+    def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
+        super()._set_gradient_checkpointing(enable, *args, **kwargs)
+        self.retriever.vision_model.set_grad_checkpointing(enable)
+
+    @property
+    def retriever(self) -> CCRkModel:
+        """The [`CCRkModel`] inside, or this model itself."""
+        return getattr(self, self.base_model_prefix, self)
+
+    @classmethod
+    def from_towers(cls, image: str | os.PathLike, text: str | os.PathLike, **kwargs):
+        """Builds a model from a pretrained image tower and a pretrained text encoder.
+
+        What the towers do not have (cross-attention, projections, heads) is newly initialised.
+
+        Args:
+            image: a timm model: its name, a Hub id, or a local folder that holds one.
+            text: an XLM-R or BERT family encoder: a Hub id or a local folder.
+            text_layers, fusion_layers: lists of layers (0-based) of the source encoder that become the text tower
+                and the fusion encoder; one layer may serve both. By default every second layer of an encoder with 24
+                or more, as the authors take them (1, 3, ...), or all layers of a smaller one; the first half of
+                these for the text tower, the second for fusion.
+            image_size: side of the input in pixels; the tower's own by default.
+            **kwargs: fields of [`CCRkConfig`]. `position_offset` is by default what the source was trained with: 0
+                for BERT, `pad_token_id + 1` for XLM-R (the authors use 0 with XLM-R too).
+
+        Returns:
+            A model in evaluation mode, in float32.
+
+        Raises:
+            OSError, ValueError: if a tower cannot be found or does not fit; the message names it.
+        """
+        config, plan = towers_config(cls.config_class, image, text, **kwargs)
+        model = cls(config)
+        load_towers(model, plan)
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """Loads a model as `PreTrainedModel.from_pretrained` does.
+
+        Two things are added. `image_size=...` (and `window_size=...`) load it for another resolution: position
+        tables of the image tower are interpolated. And a weight that the checkpoint lacks is an error, never a
+        random one; only the masked-language head may be missing, with a warning.
+
+        Raises:
+            ValueError: naming the missing weights.
+        """
+        report = kwargs.pop("output_loading_info", False)
+        path = pretrained_model_name_or_path
+        sizes = {name: kwargs.pop(name) for name in ("image_size", "window_size") if name in kwargs}
+        target = None
+        if path is not None:
+            hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+            saved = cls.config_class.from_pretrained(path, **hub)
+            if not isinstance(config, cls.config_class):
+                overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in saved.__dict__}
+                attention = {k: v for k, v in overrides.items() if k in ("dtype", "attn_implementation")}
+                kwargs.update(attention)
+                config = cls.config_class.from_pretrained(config or path, **hub, **overrides)
+            config = copy.deepcopy(config)
+            if sizes:
+                config.vision_config.resize(sizes.get("image_size", config.image_size), sizes.get("window_size"))
+            same_tower = saved.vision_config.architecture == config.vision_config.architecture
+            if same_tower and config.vision_config.to_dict() != saved.vision_config.to_dict():
+                target, config.vision_config = config.vision_config, saved.vision_config
+        model, loading = super().from_pretrained(path, *model_args, config=config, output_loading_info=True, **kwargs)
+        cls._refuse_missing(path, loading["missing_keys"])
+        if target is not None:
+            model.retriever.vision_model.resize(target)
+            model.config.vision_config = target
+        return (model, loading) if report else model
+
+    @classmethod
+    def _refuse_missing(cls, path, missing_keys) -> None:
+        missing = sorted(key for key in missing_keys if not key.startswith(cls._optional_weights or ("\0",)))
+        if missing:
+            shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+            raise ValueError(
+                f"the checkpoint '{path}' lacks {len(missing)} weight(s) of {cls.__name__}: {shown}. "
+                "They would be random; is the file complete and of this model?"
+            )
+
+    def resize_images(self, image_size: int, window_size: int | None = None) -> None:
+        """Takes the model to another input resolution, interpolating the image tower's position tables.
+
+        Args:
+            image_size: new side in pixels.
+            window_size: new attention window; scaled with the image by default.
+        """
+        config = copy.deepcopy(self.config.vision_config)
+        config.resize(image_size, window_size)
+        self.retriever.vision_model.resize(config)
+        self.config.vision_config = config
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The word embeddings of the text tower."""
+        return self.retriever.text_model.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        """Replaces the word embeddings of the text tower."""
+        self.retriever.text_model.embeddings.word_embeddings = value
+
+
+def summarise(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, pooling: str) -> torch.Tensor:
+    """One vector (N, hidden) for each text (N, L, hidden): its first token, or the mean over its real tokens."""
+    if pooling == "first":
+        return hidden_states[:, 0]
+    if attention_mask is None:
+        return hidden_states.mean(1)
+    mask = attention_mask.unsqueeze(-1).to(hidden_states.dtype)
+    return (hidden_states * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+class CCRkModel(CCRkPreTrainedModel):
+    """Image tower, text tower and fusion encoder, with the projections and the matching head."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^mlm_head\."]
+
+    def __init__(self, config: CCRkConfig):
+        super().__init__(config)
+        text = config.text_config
+        self.vision_model = CCRkImageTower(config.vision_config)
+        self.text_model = CCRkTextTower(text, config.num_text_layers, config.position_offset)
+        self.fusion_model = CCRkFusionEncoder(text, config.num_fusion_layers, self.vision_model.hidden_size)
+        self.visual_projection = CCRkProjection(self.vision_model.hidden_size, config)
+        self.text_projection = CCRkProjection(text.hidden_size, config)
+        self.temperature = nn.Parameter(torch.tensor(float(config.temperature_init)))
+        self.itm_head = CCRkMatchingHead(text.hidden_size)
+        self.post_init()
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor | None = None, image_hidden_states: torch.Tensor | None = None
+    ) -> BaseModelOutputWithPooling:
+        """Embeds images.
+
+        Args:
+            pixel_values: (B, 3, H, W).
+            image_hidden_states: (B, 1 + P, image width) in their place, computed before.
+
+        Returns:
+            `pooler_output (B, D)`: unit vectors; `last_hidden_state`: tokens of the image tower.
+        """
+        if image_hidden_states is None:
+            image_hidden_states = self.vision_model(pixel_values)
+        embeds = nn.functional.normalize(self.visual_projection(image_hidden_states[:, 0]), dim=-1)
+        return BaseModelOutputWithPooling(last_hidden_state=image_hidden_states, pooler_output=embeds)
+
+    def get_text_features(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        text_hidden_states: torch.Tensor | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Embeds texts.
+
+        Args:
+            input_ids: (T, L).
+            attention_mask: (T, L), 1 at real tokens; all are real without it.
+            text_hidden_states: (T, L, hidden) in place of `input_ids`, computed before.
+
+        Returns:
+            `pooler_output (T, D)`: unit vectors; `last_hidden_state`: tokens of the text tower.
+        """
+        if text_hidden_states is None:
+            text_hidden_states = self.text_model(input_ids, attention_mask)
+        summary = summarise(text_hidden_states, attention_mask, self.config.text_pooling)
+        embeds = nn.functional.normalize(self.text_projection(summary), dim=-1)
+        return BaseModelOutputWithPooling(last_hidden_state=text_hidden_states, pooler_output=embeds)
+
+    def get_image_states(
+        self, pixel_values: torch.Tensor | None = None, image_hidden_states: torch.Tensor | None = None
+    ) -> CCRkImageStates:
+        """What `match` needs of images, computed once: the keys and values of the fusion encoder.
+
+        Args:
+            pixel_values: (B, 3, H, W).
+            image_hidden_states: (B, 1 + P, image width) in their place.
+        """
+        if image_hidden_states is None:
+            image_hidden_states = self.vision_model(pixel_values)
+        return self.fusion_model.image_states(image_hidden_states)
+
+    def match_rows(
+        self,
+        image_states: CCRkImageStates,
+        text_hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        image_rows: torch.LongTensor,
+        text_rows: torch.LongTensor,
+    ) -> torch.Tensor:
+        """Matching logits (N, 2) of N pairs in one pass; every way to score pairs ends here."""
+        mask = None if attention_mask is None else attention_mask[text_rows]
+        fused = self.fusion_model(text_hidden_states[text_rows], mask, image_states, image_rows)
+        return self.itm_head(summarise(fused, mask, self.config.fusion_pooling))
+
+    def match(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        image_states: CCRkImageStates | None = None,
+        image_hidden_states: torch.Tensor | None = None,
+        text_hidden_states: torch.Tensor | None = None,
+        pairs: torch.LongTensor | None = None,
+        batch_size: int = 64,
+    ) -> torch.Tensor:
+        """Scores images against texts by the fusion encoder.
+
+        Args:
+            pixel_values: (B, 3, H, W); or `image_hidden_states (B, 1 + P, image width)`, or `image_states` from
+                `get_image_states`, whichever was computed before.
+            input_ids: (T, L); or `text_hidden_states (T, L, hidden)`.
+            attention_mask: (T, L).
+            pairs: (N, 2) rows of images and texts. Without it every image is scored with every text.
+            batch_size: pairs in one pass.
+
+        Returns:
+            Logits, class 1 = match: (N, 2) for pairs, (B, T, 2) without.
+
+        Raises:
+            ValueError: if a pair names an image or a text that is not there.
+        """
+        if image_states is None:
+            image_states = self.get_image_states(pixel_values, image_hidden_states)
+        if text_hidden_states is None:
+            text_hidden_states = self.text_model(input_ids, attention_mask)
+        num_images, num_texts, device = len(image_states), len(text_hidden_states), text_hidden_states.device
+        if pairs is None:
+            rows = torch.cartesian_prod(torch.arange(num_images), torch.arange(num_texts)).to(device).reshape(-1, 2)
+        else:
+            rows = torch.as_tensor(pairs, device=device).reshape(-1, 2)
+            limits = torch.tensor([num_images, num_texts], device=device)
+            if len(rows) and ((rows < 0) | (rows >= limits)).any():
+                raise ValueError(
+                    f"pairs name an image or a text beyond the {num_images} images and {num_texts} texts given"
+                )
+        if not len(rows):
+            return text_hidden_states.new_zeros((0, 2))
+        logits = torch.cat(
+            [
+                self.match_rows(image_states, text_hidden_states, attention_mask, part[:, 0], part[:, 1])
+                for part in rows.split(batch_size)
+            ]
+        )
+        return logits.reshape(num_images, num_texts, 2) if pairs is None else logits
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_index: torch.LongTensor | None = None,
+        image_ids: torch.Tensor | None = None,
+        image_hidden_states: torch.Tensor | None = None,
+        text_hidden_states: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        matching_pairs: MatchingPairs | None = None,
+        negative_hardness: float = 1.0,
+        **kwargs,
+    ) -> CCRkOutput:
+        """Embeds a batch of images and texts, and computes the losses of fine-tuning.
+
+        Args:
+            pixel_values: (B, 3, H, W).
+            input_ids: (T, L).
+            attention_mask: (T, L), 1 at real tokens.
+            image_index: (T,) row of the image that each text describes; needed for a loss.
+            image_ids: (B,) optional; images with equal ids are positives of each other's texts.
+            image_hidden_states: (B, 1 + P, image width) in place of `pixel_values`, from a frozen image tower.
+            text_hidden_states: (T, L, hidden) in place of `input_ids`, from a frozen text tower.
+            return_loss: adds contrastive and matching loss.
+            matching_pairs: pairs for the matching loss; drawn from the batch by default.
+            negative_hardness: see `losses_ccrk.negative_weights`.
+
+        Returns:
+            [`CCRkOutput`].
+
+        Raises:
+            ValueError: if images or texts are missing, or a loss is asked for without `image_index`.
+        """
+        if pixel_values is None and image_hidden_states is None:
+            raise ValueError("no images: pass pixel_values (or use get_text_features for texts alone)")
+        if input_ids is None and text_hidden_states is None:
+            raise ValueError("no texts: pass input_ids (or use get_image_features for images alone)")
+        image = self.get_image_features(pixel_values, image_hidden_states)
+        text = self.get_text_features(input_ids, attention_mask, text_hidden_states)
+        logits = image.pooler_output @ text.pooler_output.t() / self.temperature
+        output = CCRkOutput(
+            logits_per_image=logits,
+            logits_per_text=logits.t(),
+            image_embeds=image.pooler_output,
+            text_embeds=text.pooler_output,
+            image_hidden_states=image.last_hidden_state,
+            text_hidden_states=text.last_hidden_state,
+        )
+        if return_loss:
+            image_index = check_image_index(image_index, *logits.shape)
+            states = self.fusion_model.image_states(image.last_hidden_state) if self.config.matching_weight else None
+            self.add_losses(output, attention_mask, image_index, image_ids, states, matching_pairs, negative_hardness)
+        return output
+
+    def add_losses(
+        self, output, attention_mask, image_index, image_ids, image_states, pairs=None, hardness=1.0
+    ) -> MatchingPairs | None:
+        """Fills in the contrastive and the matching loss and their weighted sum; returns the pairs that were drawn."""
+        config = self.config
+        losses = []
+        if config.contrastive_weight:
+            output.loss_contrastive = self.contrastive_loss(output.logits_per_image, image_index, image_ids)
+            losses.append(config.contrastive_weight * output.loss_contrastive)
+        if pairs is None and image_states is not None:
+            pairs = sample_matching_pairs(
+                output.logits_per_image,
+                image_index,
+                image_ids=image_ids,
+                positive_choice=config.positive_choice,
+                hardness=hardness,
+            )
+        if config.matching_weight:
+            images, texts, labels = pairs.stacked()
+            itm_logits = self.match_rows(image_states, output.text_hidden_states, attention_mask, images, texts)
+            output.loss_matching = matching_loss(itm_logits, labels)
+            losses.append(config.matching_weight * output.loss_matching)
+        output.loss = sum(losses) if losses else output.logits_per_image.sum() * 0
+        return pairs
+
+    def contrastive_loss(self, logits, image_index, image_ids=None) -> torch.Tensor:
+        """The contrastive loss that the configuration names."""
+        if self.config.contrastive_variant == "one-to-one":
+            return one_to_one(logits[:, _first_texts(image_index, len(logits))], image_ids)
+        return one_to_k(logits, image_index, variant=self.config.contrastive_variant, image_ids=image_ids)
+
+
+def _first_texts(image_index: torch.LongTensor, num_images: int) -> torch.LongTensor:
+    """Row of the first text of each image (B,); every image needs one."""
+    if not torch.equal(torch.unique(image_index), torch.arange(num_images, device=image_index.device)):
+        raise ValueError("contrastive_variant 'one-to-one' needs a text for every image of the batch")
+    order = torch.arange(len(image_index), device=image_index.device)
+    first = torch.full((num_images,), len(image_index), dtype=torch.long, device=image_index.device)
+    return first.scatter_reduce(0, image_index, order, "amin")
+
+
+def check_image_index(image_index: torch.Tensor | None, num_images: int, num_texts: int) -> torch.LongTensor:
+    """Checks that `image_index` names an image of the batch for each text.
+
+    Raises:
+        ValueError: saying what is wrong with it.
+    """
+    if image_index is None:
+        raise ValueError(
+            "a loss needs image_index, which names the image of each text: give the processor nested captions "
+            "(a list per image), or pass image_index (T,)"
+        )
+    if image_index.shape != (num_texts,):
+        raise ValueError(f"image_index has shape {tuple(image_index.shape)}, but there are {num_texts} texts")
+    if image_index.is_floating_point() or image_index.dtype == torch.bool:
+        raise ValueError(f"image_index must hold whole numbers, not {image_index.dtype}")
+    if num_texts and (image_index.min() < 0 or image_index.max() >= num_images):
+        raise ValueError(f"image_index names image {int(image_index.max())}, but the batch has {num_images} images")
+    return image_index
+
+
+class CCRkForPreTraining(CCRkPreTrainedModel):
+    """[`CCRkModel`] with the masked-language head: all three losses of pre-training."""
+
+    _tied_weights_keys = {
+        "mlm_head.decoder.weight": "ccrk.text_model.embeddings.word_embeddings.weight",
+        "mlm_head.decoder.bias": "mlm_head.bias",
+    }
+    _optional_weights = ("mlm_head.",)
+
+    def __init__(self, config: CCRkConfig):
+        super().__init__(config)
+        self.ccrk = CCRkModel(config)
+        self.mlm_head = CCRkLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The decoder of the masked-language head."""
+        return self.mlm_head.decoder
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        """Replaces the decoder of the masked-language head, its bias with it."""
+        self.mlm_head.decoder = value
+        if value.bias is not None:
+            self.mlm_head.bias = value.bias
+
+    def get_image_features(self, *args, **kwargs) -> BaseModelOutputWithPooling:
+        """See [`CCRkModel.get_image_features`]."""
+        return self.ccrk.get_image_features(*args, **kwargs)
+
+    def get_text_features(self, *args, **kwargs) -> BaseModelOutputWithPooling:
+        """See [`CCRkModel.get_text_features`]."""
+        return self.ccrk.get_text_features(*args, **kwargs)
+
+    def match(self, *args, **kwargs) -> torch.Tensor:
+        """See [`CCRkModel.match`]."""
+        return self.ccrk.match(*args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_index: torch.LongTensor | None = None,
+        image_ids: torch.Tensor | None = None,
+        masked_input_ids: torch.LongTensor | None = None,
+        mlm_labels: torch.LongTensor | None = None,
+        image_hidden_states: torch.Tensor | None = None,
+        text_hidden_states: torch.Tensor | None = None,
+        return_loss: bool | None = None,
+        matching_pairs: MatchingPairs | None = None,
+        negative_hardness: float = 1.0,
+        **kwargs,
+    ) -> CCRkForPreTrainingOutput:
+        """As [`CCRkModel.forward`], with the masked-language loss.
+
+        Args:
+            masked_input_ids: (T, L) texts with masked tokens.
+            mlm_labels: (T, L) the original ids at masked positions, -100 elsewhere. The loss is computed for the
+                positive text of each image, with the image.
+            **kwargs: as in [`CCRkModel.forward`]; losses are returned where `return_loss` is true, or not given while
+                `image_index` is.
+
+        Returns:
+            [`CCRkForPreTrainingOutput`].
+
+        Raises:
+            ValueError: as [`CCRkModel.forward`], or if the masked-language loss is on and masked texts are missing.
+        """
+        if return_loss is None:
+            return_loss = image_index is not None
+        if return_loss and self.config.temperature_range is not None:
+            with torch.no_grad():
+                self.ccrk.temperature.clamp_(*self.config.temperature_range)
+        base = self.ccrk(
+            pixel_values=pixel_values,
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            image_hidden_states=image_hidden_states,
+            text_hidden_states=text_hidden_states,
+            return_dict=True,
+        )
+        output = CCRkForPreTrainingOutput(**base)
+        if not return_loss:
+            return output
+        config = self.config
+        image_index = check_image_index(image_index, *output.logits_per_image.shape)
+        states = None
+        if config.matching_weight or config.mlm_weight:
+            states = self.ccrk.fusion_model.image_states(output.image_hidden_states)
+        pairs = self.ccrk.add_losses(
+            output, attention_mask, image_index, image_ids, states, matching_pairs, negative_hardness
+        )
+        if config.mlm_weight:
+            if masked_input_ids is None or mlm_labels is None:
+                raise ValueError(
+                    "the masked-language loss needs masked_input_ids and mlm_labels (see masking_ccrk.mask_tokens); "
+                    "set mlm_weight=0 in the configuration to train without it"
+                )
+            rows = pairs.positive_text
+            mask = None if attention_mask is None else attention_mask[rows]
+            output.loss_mlm = self.masked_language_loss(
+                masked_input_ids[rows], mask, mlm_labels[rows], states, pairs.image
+            )
+            output.loss = output.loss + config.mlm_weight * output.loss_mlm
+        return output
+
+    def mlm_hidden_states(self, masked_input_ids, attention_mask, image_states, image_rows=None) -> torch.Tensor:
+        """Output of all layers (N, L, hidden) for masked texts with their images."""
+        hidden_states = self.ccrk.text_model(masked_input_ids, attention_mask)
+        return self.ccrk.fusion_model(hidden_states, attention_mask, image_states, image_rows)
+
+    def masked_language_loss(self, masked_input_ids, attention_mask, labels, image_states, image_rows) -> torch.Tensor:
+        """Masked-language loss of texts (N, L) with the images `image_rows (N,)`; the head sees masked tokens only."""
+        hidden_states = self.mlm_hidden_states(masked_input_ids, attention_mask, image_states, image_rows)
+        masked = labels != -100
+        return mlm_loss(self.mlm_head(hidden_states[masked]), labels[masked])
+
+
+__all__ = ["CCRkForPreTraining", "CCRkForPreTrainingOutput", "CCRkModel", "CCRkOutput", "CCRkPreTrainedModel"]

@@ -1,0 +1,261 @@
+"""Transformer layers of CCRk: the text tower, and the fusion encoder whose texts attend to images.
+
+Post-norm layers as in BERT and XLM-R, with the parameter names of those models, so that their weights load by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+def eager_attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention spelled out: softmax(q k^T * scaling + mask) v. Heads come back as (N, L, heads, head_dim)."""
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class CCRkAttention(nn.Module):
+    """Multi-head attention; queries from the text, keys and values from `key_width` wide states."""
+
+    def __init__(self, config: PreTrainedConfig, key_width: int | None = None):
+        super().__init__()
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.dropout = config.attention_probs_dropout_prob
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(key_width or config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(key_width or config.hidden_size, config.hidden_size)
+
+    def _split(self, states: torch.Tensor) -> torch.Tensor:
+        return states.view(*states.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2)
+
+    def keys_values(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (N, heads, P, head_dim) of states (N, P, key_width)."""
+        return self._split(self.key(states)), self._split(self.value(states))
+
+    def forward(
+        self, hidden_states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, attention_mask=None
+    ) -> torch.Tensor:
+        """Attends from `hidden_states (N, L, hidden)` to keys and values made by `keys_values`."""
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        output, _ = attend(
+            self,
+            self._split(self.query(hidden_states)),
+            keys,
+            values,
+            attention_mask,
+            scaling=self.scaling,
+            dropout=self.dropout if self.training else 0.0,
+            is_causal=False,
+        )
+        return output.reshape(*hidden_states.shape[:-1], -1)
+
+
+class CCRkResidual(nn.Module):
+    """Linear, dropout, addition to the residual, layer norm."""
+
+    def __init__(self, config: PreTrainedConfig, in_features: int):
+        super().__init__()
+        self.dense = nn.Linear(in_features, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """LayerNorm(residual + dropout(dense(states)))."""
+        return self.LayerNorm(self.dropout(self.dense(states)) + residual)
+
+
+class CCRkAttentionBlock(nn.Module):
+    """Attention with its output projection and residual."""
+
+    def __init__(self, config: PreTrainedConfig, key_width: int | None = None):
+        super().__init__()
+        self.self = CCRkAttention(config, key_width)
+        self.output = CCRkResidual(config, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, keys, values, attention_mask=None) -> torch.Tensor:
+        """Attends to given keys and values and adds the residual."""
+        return self.output(self.self(hidden_states, keys, values, attention_mask), hidden_states)
+
+
+class CCRkIntermediate(nn.Module):
+    """First half of the feed-forward network."""
+
+    def __init__(self, config: PreTrainedConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """activation(dense(states))."""
+        return self.activation(self.dense(states))
+
+
+class CCRkLayer(GradientCheckpointingLayer):
+    """Self-attention, cross-attention to an image where `image_width` is given, feed-forward; each with post-norm."""
+
+    def __init__(self, config: PreTrainedConfig, image_width: int | None = None):
+        super().__init__()
+        self.attention = CCRkAttentionBlock(config)
+        if image_width is not None:
+            self.crossattention = CCRkAttentionBlock(config, image_width)
+        self.intermediate = CCRkIntermediate(config)
+        self.output = CCRkResidual(config, config.intermediate_size)
+
+    def forward(self, hidden_states: torch.Tensor, attention_mask=None, image_keys=None, image_values=None):
+        """One layer over (N, L, hidden); image keys and values are (N, heads, P, head_dim)."""
+        keys, values = self.attention.self.keys_values(hidden_states)
+        hidden_states = self.attention(hidden_states, keys, values, attention_mask)
+        if image_keys is not None:
+            hidden_states = self.crossattention(hidden_states, image_keys, image_values)
+        return self.output(self.intermediate(hidden_states), hidden_states)
+
+
+class CCRkTextEmbeddings(nn.Module):
+    """Word, position and token type embeddings with their layer norm."""
+
+    def __init__(self, config: PreTrainedConfig, position_offset: int):
+        super().__init__()
+        self.position_offset = position_offset
+        self.max_length = config.max_position_embeddings - position_offset
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: torch.LongTensor) -> torch.Tensor:
+        """Embeds (T, L) token ids; positions count from `position_offset`, padding included.
+
+        Raises:
+            ValueError: if the texts are longer than there are positions.
+        """
+        length = input_ids.shape[1]
+        if length > self.max_length:
+            raise ValueError(
+                f"texts of {length} tokens, but this model has positions for {self.max_length}: "
+                "pass truncation=True (and max_length=...) to the processor"
+            )
+        positions = torch.arange(length, device=input_ids.device) + self.position_offset
+        embeddings = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
+        return self.dropout(self.LayerNorm(embeddings + self.position_embeddings(positions)))
+
+
+class CCRkTextTower(nn.Module):
+    """Embeddings and the layers that see only text."""
+
+    def __init__(self, config: PreTrainedConfig, num_layers: int, position_offset: int):
+        super().__init__()
+        self.config = config
+        self.embeddings = CCRkTextEmbeddings(config, position_offset)
+        self.layer = nn.ModuleList(CCRkLayer(config) for _ in range(num_layers))
+
+    def forward(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Hidden states (T, L, hidden) of token ids (T, L)."""
+        hidden_states = self.embeddings(input_ids)
+        mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+        )
+        for layer in self.layer:
+            hidden_states = layer(hidden_states, mask)
+        return hidden_states
+
+
+@dataclass
+class CCRkImageStates:
+    """What the fusion encoder needs of images, computed once: keys and values of its cross-attention, by layer.
+
+    Attributes:
+        keys, values: for each fusion layer a tensor (B, heads, 1 + P, head_dim).
+    """
+
+    keys: tuple[torch.Tensor, ...]
+    values: tuple[torch.Tensor, ...]
+
+    def __len__(self) -> int:
+        return self.keys[0].shape[0]
+
+    def _map(self, function) -> CCRkImageStates:
+        return CCRkImageStates(tuple(map(function, self.keys)), tuple(map(function, self.values)))
+
+    def select(self, rows: torch.LongTensor) -> CCRkImageStates:
+        """The states of some images, in the order of `rows (N,)`."""
+        return self._map(lambda tensor: tensor[rows])
+
+    def to(self, *args, **kwargs) -> CCRkImageStates:
+        """Moves or casts all tensors, as `torch.Tensor.to`."""
+        return self._map(lambda tensor: tensor.to(*args, **kwargs))
+
+    @classmethod
+    def cat(cls, parts: list[CCRkImageStates]) -> CCRkImageStates:
+        """Joins the states of several batches of images."""
+        return cls(
+            tuple(torch.cat(tensors) for tensors in zip(*(part.keys for part in parts), strict=True)),
+            tuple(torch.cat(tensors) for tensors in zip(*(part.values for part in parts), strict=True)),
+        )
+
+
+class CCRkFusionEncoder(nn.Module):
+    """Layers in which the tokens of a text attend to one another and to an image."""
+
+    def __init__(self, config: PreTrainedConfig, num_layers: int, image_width: int):
+        super().__init__()
+        self.config = config
+        self.layer = nn.ModuleList(CCRkLayer(config, image_width) for _ in range(num_layers))
+
+    def image_states(self, image_hidden_states: torch.Tensor) -> CCRkImageStates:
+        """Keys and values of every layer for image tokens (B, 1 + P, image_width)."""
+        pairs = [layer.crossattention.self.keys_values(image_hidden_states) for layer in self.layer]
+        return CCRkImageStates(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        states: CCRkImageStates,
+        image_rows: torch.LongTensor | None = None,
+    ) -> torch.Tensor:
+        """Fuses texts with images.
+
+        Args:
+            hidden_states: (N, L, hidden) output of the text tower.
+            attention_mask: (N, L).
+            states: of B images.
+            image_rows: (N,) the image of each text; without it text i goes with image i. Rows are picked layer by
+                layer, so that no copy of all layers is ever held.
+
+        Returns:
+            (N, L, hidden).
+        """
+        mask = create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+        )
+        for layer, keys, values in zip(self.layer, states.keys, states.values, strict=True):
+            if image_rows is not None:
+                keys, values = keys[image_rows], values[image_rows]
+            hidden_states = layer(hidden_states, mask, keys, values)
+        return hidden_states
