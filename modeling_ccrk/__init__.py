@@ -48,6 +48,12 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_LAZY])
 
 
-from . import registration_ccrk  # noqa: E402, F401  (registers on import)
+def _register() -> None:
+    """Registers with transformers. By name, because the core imports no other room."""
+    importlib.import_module(".registration_ccrk", __name__)
+    importlib.import_module(".pipelines.registration", __name__)
+
+
+_register()
 
 __all__ = ["__version__", *_LAZY]

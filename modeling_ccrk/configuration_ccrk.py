@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -33,7 +34,7 @@ class CCRkVisionConfig(PreTrainedConfig):
         architecture (`str`): name of any timm model whose unpooled output is a grid of tokens.
         image_size (`int`): side of the square input in pixels.
         model_args (`dict`, *optional*): further arguments of `timm.create_model`, such as `window_size`,
-            `drop_path_rate`, `depths` or `dims`.
+            `drop_path_rate`, `depths` or `dims`. A Swin's window is taken from its name by default.
     """
 
     model_type = "ccrk_vision"
@@ -45,8 +46,9 @@ class CCRkVisionConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         if self.model_args is None:
-            default = self.architecture == "swin_base_patch4_window7_224"
-            self.model_args = {"window_size": 7} if default else {}
+            # the window that a Swin's name tells is written down, so that it grows with the image
+            window = re.match(r"swin.*_window(\d+)_", self.architecture)
+            self.model_args = {"window_size": int(window[1])} if window else {}
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):

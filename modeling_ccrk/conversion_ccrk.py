@@ -189,7 +189,7 @@ def convert_state(state: dict[str, torch.Tensor], config: CCRkConfig) -> tuple[C
     with torch.device("meta"):
         model = model_class(config)
     targets = model.state_dict()
-    converted, problems = {}, []
+    converted, problems, seen = {}, [], set()
     for name, tensor in state.items():
         if DERIVED.search(name):
             report.derived.append(name)
@@ -197,6 +197,7 @@ def convert_state(state: dict[str, torch.Tensor], config: CCRkConfig) -> tuple[C
             report.unused.append(name)
         else:
             new_name = rename(name, config.num_text_layers, "ccrk." if pretraining else "")
+            seen.add(new_name)
             if new_name not in targets:
                 problems.append(f"unexpected: {name} {tuple(tensor.shape)}")
             elif tensor.shape != targets[new_name].shape:
@@ -212,8 +213,7 @@ def convert_state(state: dict[str, torch.Tensor], config: CCRkConfig) -> tuple[C
     for target, source in tied.items():
         if target in converted and source in converted and not torch.equal(converted[target], converted[source]):
             problems.append(f"not tied: {target} differs from {source}, which it should share")
-    missing = targets.keys() - converted.keys() - tied.keys()
-    problems += [f"missing: {name}" for name in sorted(missing) if not any(name in text for text in problems)]
+    problems += [f"missing: {name}" for name in sorted(targets.keys() - seen - tied.keys())]
     if problems:
         shown = "\n  ".join(problems[:20]) + (f"\n  and {len(problems) - 20} more" if len(problems) > 20 else "")
         raise ValueError(f"the checkpoint does not fit the configuration ({len(problems)} problems):\n  {shown}")

@@ -41,6 +41,7 @@ class CCRkImageTower(nn.Module):
         super().__init__()
         self.config = config
         self.timm_model = build_timm_model(config)
+        self.checkpointing = False
         self._mark()
 
     def _mark(self) -> None:
@@ -69,6 +70,7 @@ class CCRkImageTower(nn.Module):
         """
         try:
             self.timm_model.set_grad_checkpointing(enable)
+            self.checkpointing = enable
         except (AttributeError, AssertionError) as error:
             raise ValueError(
                 f"the image tower '{self.config.architecture}' does not support activation checkpointing"
@@ -134,10 +136,15 @@ class CCRkImageTower(nn.Module):
                     )
             state[name] = value
         reference = next(self.timm_model.parameters())
+        trained = {name: parameter.requires_grad for name, parameter in self.timm_model.named_parameters()}
         new.load_state_dict(state)
+        for name, parameter in new.named_parameters():
+            parameter.requires_grad_(trained[name])
         self.timm_model = new.to(device=reference.device, dtype=reference.dtype)
         self.config = config
         self._mark()
+        if self.checkpointing:
+            self.set_grad_checkpointing()
         self.train(self.training)
 
 

@@ -126,6 +126,15 @@ class MatchingPairs:
     negative_image: torch.LongTensor
     negative_text: torch.LongTensor
 
+    def subset(self, count: int) -> MatchingPairs:
+        """`count` of the pairs, drawn at random, or all where there are no more."""
+        if count >= len(self.image):
+            return self
+        kept = torch.randperm(len(self.image), device=self.image.device)[:count]
+        return MatchingPairs(
+            self.image[kept], self.positive_text[kept], self.negative_image[kept], self.negative_text[kept]
+        )
+
     def stacked(self) -> tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]:
         """Image rows, text rows and labels (3N,): matches, then negative images, then negative texts."""
         images = torch.cat([self.image, self.negative_image, self.image])
@@ -167,7 +176,8 @@ def positive_text_weights(logits: torch.Tensor, image_index: torch.LongTensor, c
         scores = logits
     else:
         raise ValueError(f"positive_choice '{choice}' is not one of 'probability', 'similarity', 'uniform'")
-    return (scores.max() + EPSILON - scores) * own
+    # the epsilon is added last: beside similarities in the hundreds float32 would lose it
+    return (scores.max() - scores + EPSILON) * own
 
 
 def negative_weights(

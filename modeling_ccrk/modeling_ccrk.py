@@ -23,6 +23,12 @@ from .towers_ccrk import load_towers, towers_config
 
 logger = logging.get_logger(__name__)
 
+# What a saved model can be loaded as where this package is not installed; the files travel with the weights.
+AUTO_MAP = {
+    "AutoConfig": "configuration_ccrk.CCRkConfig",
+    "AutoModel": "modeling_ccrk.CCRkModel",
+    "AutoModelForPreTraining": "modeling_ccrk.CCRkForPreTraining",
+}
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder", "proxies")
 
 
@@ -227,6 +233,11 @@ class CCRkPreTrainedModel(PreTrainedModel):
                 "They would be random; is the file complete and of this model?"
             )
 
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Saves as `PreTrainedModel.save_pretrained` does; the configuration names every class that can load it."""
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, **kwargs)
+
     def resize_images(self, image_size: int, window_size: int | None = None) -> None:
         """Takes the model to another input resolution, interpolating the image tower's position tables.
 
@@ -405,6 +416,7 @@ class CCRkModel(CCRkPreTrainedModel):
         return_loss: bool | None = None,
         matching_pairs: MatchingPairs | None = None,
         negative_hardness: float = 1.0,
+        matching_images: int | None = None,
         **kwargs,
     ) -> CCRkOutput:
         """Embeds a batch of images and texts, and computes the losses of fine-tuning.
@@ -420,6 +432,8 @@ class CCRkModel(CCRkPreTrainedModel):
             return_loss: adds contrastive and matching loss.
             matching_pairs: pairs for the matching loss; drawn from the batch by default.
             negative_hardness: see `losses_ccrk.negative_weights`.
+            matching_images: images of the batch that are matched, drawn at random; all by default.
+            **kwargs: ignored.
 
         Returns:
             [`CCRkOutput`].
@@ -444,34 +458,50 @@ class CCRkModel(CCRkPreTrainedModel):
         )
         if return_loss:
             image_index = check_image_index(image_index, *logits.shape)
-            states = self.fusion_model.image_states(image.last_hidden_state) if self.config.matching_weight else None
-            self.add_losses(output, attention_mask, image_index, image_ids, states, matching_pairs, negative_hardness)
+            self.add_contrastive_loss(output, image_index, image_ids)
+            if self.config.matching_weight:
+                pairs = self.choose_pairs(
+                    output, image_index, image_ids, matching_pairs, negative_hardness, matching_images
+                )
+                self.add_matching_loss(output, attention_mask, pairs, self.states_of(pairs, output))
         return output
 
-    def add_losses(
-        self, output, attention_mask, image_index, image_ids, image_states, pairs=None, hardness=1.0
-    ) -> MatchingPairs | None:
-        """Fills in the contrastive and the matching loss and their weighted sum; returns the pairs that were drawn."""
-        config = self.config
-        losses = []
-        if config.contrastive_weight:
+    def add_contrastive_loss(self, output: CCRkOutput, image_index, image_ids) -> None:
+        """Fills in the contrastive loss and begins the weighted sum."""
+        output.loss = output.logits_per_image.sum() * 0
+        if self.config.contrastive_weight:
             output.loss_contrastive = self.contrastive_loss(output.logits_per_image, image_index, image_ids)
-            losses.append(config.contrastive_weight * output.loss_contrastive)
-        if pairs is None and image_states is not None:
+            output.loss = self.config.contrastive_weight * output.loss_contrastive
+
+    def choose_pairs(self, output, image_index, image_ids, pairs=None, hardness=1.0, count=None) -> MatchingPairs:
+        """The pairs of this step: those given, or drawn by the similarities of the batch; at most `count`."""
+        if pairs is None:
             pairs = sample_matching_pairs(
                 output.logits_per_image,
                 image_index,
                 image_ids=image_ids,
-                positive_choice=config.positive_choice,
+                positive_choice=self.config.positive_choice,
                 hardness=hardness,
             )
-        if config.matching_weight:
-            images, texts, labels = pairs.stacked()
-            itm_logits = self.match_rows(image_states, output.text_hidden_states, attention_mask, images, texts)
-            output.loss_matching = matching_loss(itm_logits, labels)
-            losses.append(config.matching_weight * output.loss_matching)
-        output.loss = sum(losses) if losses else output.logits_per_image.sum() * 0
-        return pairs
+        return pairs if count is None else pairs.subset(count)
+
+    def states_of(self, pairs: MatchingPairs, output: CCRkOutput) -> tuple[CCRkImageStates, torch.LongTensor]:
+        """Image states of the images that occur in the pairs, and for each image of the batch its place in them."""
+        hidden_states = output.image_hidden_states
+        used = torch.unique(torch.cat([pairs.image, pairs.negative_image]))
+        places = torch.zeros(len(hidden_states), dtype=torch.long, device=used.device)
+        places[used] = torch.arange(len(used), device=used.device)
+        if len(used) < len(hidden_states):
+            hidden_states = hidden_states[used]
+        return self.fusion_model.image_states(hidden_states), places
+
+    def add_matching_loss(self, output: CCRkOutput, attention_mask, pairs: MatchingPairs, states_places) -> None:
+        """Fills in the matching loss of the pairs and adds it to the weighted sum."""
+        states, places = states_places
+        images, texts, labels = pairs.stacked()
+        itm_logits = self.match_rows(states, output.text_hidden_states, attention_mask, places[images], texts)
+        output.loss_matching = matching_loss(itm_logits, labels)
+        output.loss = output.loss + self.config.matching_weight * output.loss_matching
 
     def contrastive_loss(self, logits, image_index, image_ids=None) -> torch.Tensor:
         """The contrastive loss that the configuration names."""
@@ -561,6 +591,7 @@ class CCRkForPreTraining(CCRkPreTrainedModel):
         return_loss: bool | None = None,
         matching_pairs: MatchingPairs | None = None,
         negative_hardness: float = 1.0,
+        matching_images: int | None = None,
         **kwargs,
     ) -> CCRkForPreTrainingOutput:
         """As [`CCRkModel.forward`], with the masked-language loss.
@@ -594,14 +625,17 @@ class CCRkForPreTraining(CCRkPreTrainedModel):
         output = CCRkForPreTrainingOutput(**base)
         if not return_loss:
             return output
-        config = self.config
+        config, retriever = self.config, self.ccrk
         image_index = check_image_index(image_index, *output.logits_per_image.shape)
-        states = None
-        if config.matching_weight or config.mlm_weight:
-            states = self.ccrk.fusion_model.image_states(output.image_hidden_states)
-        pairs = self.ccrk.add_losses(
-            output, attention_mask, image_index, image_ids, states, matching_pairs, negative_hardness
+        retriever.add_contrastive_loss(output, image_index, image_ids)
+        if not (config.matching_weight or config.mlm_weight):
+            return output
+        pairs = retriever.choose_pairs(
+            output, image_index, image_ids, matching_pairs, negative_hardness, matching_images
         )
+        states, places = retriever.states_of(pairs, output)
+        if config.matching_weight:
+            retriever.add_matching_loss(output, attention_mask, pairs, (states, places))
         if config.mlm_weight:
             if masked_input_ids is None or mlm_labels is None:
                 raise ValueError(
@@ -611,7 +645,7 @@ class CCRkForPreTraining(CCRkPreTrainedModel):
             rows = pairs.positive_text
             mask = None if attention_mask is None else attention_mask[rows]
             output.loss_mlm = self.masked_language_loss(
-                masked_input_ids[rows], mask, mlm_labels[rows], states, pairs.image
+                masked_input_ids[rows], mask, mlm_labels[rows], states, places[pairs.image]
             )
             output.loss = output.loss + config.mlm_weight * output.loss_mlm
         return output

@@ -66,6 +66,22 @@ def tower_preprocessing(model: nn.Module) -> dict:
     }
 
 
+def tower_arguments(model: nn.Module) -> dict:
+    """Arguments that a saved timm model was built with beyond its name, such as its depth or its window."""
+    ours = ("num_classes", "global_pool", "img_size", "in_chans")
+    return {name: value for name, value in getattr(model, "_model_args", {}).items() if name not in ours}
+
+
+def language_head(source: nn.Module) -> tuple[nn.Module, nn.Module, nn.Parameter, str] | None:
+    """Dense layer, layer norm and bias of an encoder's masked-language head, and the prefix of their names."""
+    if hasattr(source, "lm_head"):
+        return source.lm_head.dense, source.lm_head.layer_norm, source.lm_head.bias, "lm_head."
+    if hasattr(source, "cls"):
+        head = source.cls.predictions
+        return head.transform.dense, head.transform.LayerNorm, head.bias, "cls.predictions."
+    return None
+
+
 def default_layers(num_layers: int) -> tuple[list[int], list[int]]:
     """Text and fusion layers of a source encoder: every second one from 24 layers on, halved between the two."""
     kept = list(range(1, num_layers, 2)) if num_layers >= 24 else list(range(num_layers))
@@ -106,7 +122,9 @@ def towers_config(
         fields["position_offset"] = text_config.pad_token_id + 1
     native_size = tower_preprocessing(timm_model)["image_size"]
     vision_config = CCRkVisionConfig(
-        architecture=timm_model.pretrained_cfg["architecture"], image_size=native_size, model_args={}
+        architecture=timm_model.pretrained_cfg["architecture"],
+        image_size=native_size,
+        model_args=tower_arguments(timm_model) or None,
     )
     text_config.dtype = None
     config = config_class(
@@ -146,10 +164,10 @@ def load_towers(model: nn.Module, plan: TowerPlan) -> None:
             raise ValueError(
                 f"layer {number} of '{plan.text_source}' does not fit: {missing or result.unexpected_keys}"
             )
-    head = getattr(source, "lm_head", None)
-    if wants_head and head is not None and not any("lm_head" in key for key in loading["missing_keys"]):
-        for name in ("dense", "layer_norm"):
-            getattr(model.mlm_head, name).load_state_dict(getattr(head, name).state_dict())
-        model.mlm_head.bias.copy_(head.bias)
+    head = language_head(source) if wants_head else None
+    if head is not None and not any(key.startswith(head[3]) for key in loading["missing_keys"]):
+        model.mlm_head.dense.load_state_dict(head[0].state_dict())
+        model.mlm_head.layer_norm.load_state_dict(head[1].state_dict())
+        model.mlm_head.bias.copy_(head[2])
     if plan.image_size != model.config.image_size:
         model.resize_images(plan.image_size)

@@ -1,0 +1,49 @@
+# Everything runs in a virtual environment of the checkout's own; Python 3.11 or newer and make are all that it takes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow test-min lint bench clean
+
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## create .venv with the package (editable) and the tools
+
+# Installed again only when what is declared has changed. The stamp comes last, so a broken install is retried.
+$(STAMP): setup.py pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null || { \
+	  echo "make: '$(PYTHON)' was not found; install Python 3.11 or newer, or name one: make PYTHON=/path/to/python" >&2; \
+	  exit 1; }
+	@"$(PYTHON)" -c 'import sys; v = sys.version.split()[0]; sys.exit(None if sys.version_info >= (3, 11) else \
+	  f"make: {sys.executable} is Python {v}, ccrk needs 3.11 or newer; name one: make PYTHON=/path/to/python")'
+	"$(PYTHON)" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[all,dev]"
+	@touch $@
+
+demo: $(STAMP)  ## the guided tour, results in demo_output/
+	$(BIN)/ccrk demo --out demo_output
+
+test: $(STAMP)  ## the tests, without the slow ones
+	$(BIN)/pytest
+
+test-slow: $(STAMP)  ## the slow tests alone
+	$(BIN)/pytest -m slow
+
+test-min: $(STAMP)  ## the tests with the oldest dependencies that setup.py allows
+	$(BIN)/python tests/min_versions.py
+
+lint: $(STAMP)  ## style, formatting, and which room imports which
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python tests/check_import_rules.py
+
+bench: $(STAMP)  ## every script in benchmarks/, one after the other
+	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "make: benchmarks/ holds no script" >&2; exit 1; }
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+clean:  ## remove what these targets made, .venv included
+	rm -rf $(VENV) build dist demo_output ./*.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

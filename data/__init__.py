@@ -1,0 +1,5 @@
+"""Reading every caption corpus into one schema, with checks and counts of what was skipped.
+
+Imported as `ccrk.data`; it imports nothing of ours. A row is an `image`, its `image_id` and its `captions`, a list of
+`{"language", "text"}` with optional `source` and `weight`.
+"""

@@ -1,0 +1,715 @@
+"""The pipeline `ccr-retrieval`: photos found by captions, captions by photos.
+
+One file that needs nothing else of its package, because the Hub gets a copy of it as remote code. It works through
+the model and the processor that it is given.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+import types
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import PIL.Image
+import torch
+from torch.nn.functional import normalize
+from tqdm.auto import tqdm
+from transformers import Pipeline
+from transformers.dynamic_module_utils import custom_object_save
+
+TASK = "ccr-retrieval"
+DEFAULT_MODEL = ("org/ccrk", "main")
+
+PHOTO_SUFFIXES = (".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+RERANK_SCORES = ("itm+sim", "itm", "sim")
+RESULT_KEYS = ("score", "similarity", "match")  # what a column of a data set may not be called
+
+SCALARS = (str, bool, int, float, types.NoneType)
+
+PROGRESS_FROM = 65  # items; a shorter wait needs no bar
+STATE_CACHE_BYTES = 256 * 2**20  # image states kept for re-ranking; 2.4 MB an image at the paper's size
+SIMILARITIES_AT_ONCE = 2**25  # of one block in the exact search, 128 MB
+
+QUERY_KINDS = 'a text (str or {"text": ...}) or a photo (PIL.Image, Path or {"image": ...})'
+GALLERY_KINDS = (
+    "a folder of photos (str or Path), a list of photos (PIL.Image or Path), a list of captions (str), "
+    "a datasets.Dataset with an 'image' column, or an index with search(vectors, k)"
+)
+
+
+@runtime_checkable
+class RetrievalIndex(Protocol):
+    """What a gallery has to offer: `search`. Any object that has it can be a gallery.
+
+    Three more members are used where an index has them: `modality` ("image" or "text"), what is in it;
+    `entries(ids)`, a list of dicts that describe the rows in results (`id`, `path` or `text`, metadata); and
+    `load(ids)`, the photos (PIL images or paths) or captions themselves. Re-ranking needs `modality` and `load`.
+    """
+
+    def search(self, vectors: torch.Tensor, k: int) -> list[tuple[list[Hashable], list[float]]]:
+        """Finds the rows nearest to each query.
+
+        Args:
+            vectors: (N, D) float32 unit vectors on the CPU.
+            k: rows wanted for each; all of them if there are fewer.
+
+        Returns:
+            For each query the ids of its rows and their cosine similarities, best first.
+        """
+        ...
+
+
+@dataclass
+class GallerySource:
+    """Where the photos or captions of a gallery come from.
+
+    Attributes:
+        modality: "image" or "text".
+        size: number of items, broken ones included.
+        read: gives item i and the dict that describes it in results; raises if the item cannot be read.
+        name: what to call item i in a message.
+        skipped: (name, cause) of what could not be listed.
+    """
+
+    modality: str
+    size: int
+    read: Callable[[int], tuple[Any, dict[str, Any]]]
+    name: Callable[[int], str]
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+
+class InMemoryGallery:
+    """Exact search over vectors in memory; the reference implementation of [`RetrievalIndex`].
+
+    Ids are rows of `vectors`. Equal similarities are ordered by row.
+
+    Attributes:
+        modality: "image" or "text".
+        vectors: (N, D) float32 unit vectors.
+        skipped: (name, cause) of every item that could not be read.
+    """
+
+    def __init__(self, source: GallerySource, rows: list[int], entries: list[dict], vectors: torch.Tensor):
+        self.modality = source.modality
+        self.vectors = vectors
+        self.skipped = source.skipped
+        self._source, self._rows, self._entries = source, rows, entries
+
+    def __len__(self) -> int:
+        return len(self.vectors)
+
+    def entries(self, ids: Iterable[int]) -> list[dict[str, Any]]:
+        """Descriptions of rows: `id`, and `path`, `text` or metadata."""
+        return [dict(self._entries[row]) for row in ids]
+
+    def load(self, ids: Iterable[int]) -> list[Any]:
+        """The photos (PIL images) or captions of rows, read anew."""
+        return [self._source.read(self._rows[row])[0] for row in ids]
+
+    def search(self, vectors: torch.Tensor, k: int) -> list[tuple[list[int], list[float]]]:
+        """See [`RetrievalIndex.search`].
+
+        Raises:
+            ValueError: if the vectors do not have the length of the gallery's.
+        """
+        if vectors.ndim != 2 or vectors.shape[1] != self.vectors.shape[1]:
+            raise ValueError(
+                f"queries of shape {tuple(vectors.shape)} for a gallery of {self.vectors.shape[1]}-dimensional vectors"
+            )
+        found = []
+        for block in vectors.split(max(1, SIMILARITIES_AT_ONCE // len(self))):
+            found.extend(_best(row, k) for row in block.to(self.vectors) @ self.vectors.t())
+        return found
+
+
+def _best(similarities: torch.Tensor, k: int) -> tuple[list[int], list[float]]:
+    """The k largest of (N,), equal ones by position: `topk` alone leaves it open which of them it takes."""
+    if k < len(similarities):
+        threshold = similarities.topk(k).values[-1]
+        rows = (similarities >= threshold).nonzero()[:, 0]
+    else:
+        rows = torch.arange(len(similarities))
+    order = similarities[rows].argsort(descending=True, stable=True)[:k]
+    rows = rows[order]
+    return rows.tolist(), similarities[rows].tolist()
+
+
+def resolve_uri(uri: str) -> RetrievalIndex:
+    """Opens the index that a URI names, by the installed package.
+
+    Raises:
+        ImportError: if the package is not installed.
+        ValueError: if it has no gallery of this kind.
+    """
+    try:
+        from ccrk.pipelines.galleries import open_gallery
+    except ImportError as error:
+        raise ImportError(f"opening the gallery '{uri}', a URI, takes the package: pip install ccrk") from error
+    return open_gallery(uri)
+
+
+def folder_source(folder: Path, open_image: Callable) -> GallerySource:
+    """All photos in a folder and below it, sorted by path; hidden files are left out.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: if there is no such folder.
+        ValueError: if there is no photo in it.
+    """
+    if not folder.exists():
+        raise FileNotFoundError(f"there is no gallery folder '{folder}'")
+    if not folder.is_dir():
+        raise NotADirectoryError(
+            f"the gallery '{folder}' is a file; give the folder that holds the photos, or a list of paths or captions"
+        )
+    skipped: list[tuple[str, str]] = []
+    files = [
+        Path(parent) / name
+        for parent, _, names in os.walk(folder, onerror=lambda e: skipped.append((str(e.filename), str(e.strerror))))
+        for name in names
+    ]
+    files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    photos = sorted(file for file in files if file.suffix.lower() in PHOTO_SUFFIXES)
+    if not photos:
+        causes = "".join(f"; {name}: {cause}" for name, cause in skipped)
+        raise ValueError(
+            f"the gallery folder '{folder}' holds no photos: none of its {len(files)} files ends in "
+            f"{', '.join(PHOTO_SUFFIXES)}{causes}"
+        )
+
+    def read(row: int) -> tuple[Any, dict]:
+        photo = photos[row]
+        return open_image(photo), {"id": photo.relative_to(folder).as_posix(), "path": str(photo)}
+
+    return GallerySource("image", len(photos), read, lambda row: str(photos[row]), skipped)
+
+
+def photos_source(photos: list, open_image: Callable) -> GallerySource:
+    """A list of PIL images, known by their position, and paths, known by themselves."""
+
+    def read(row: int) -> tuple[Any, dict]:
+        photo = photos[row]
+        image = open_image(photo)
+        return image, ({"id": row} if isinstance(photo, PIL.Image.Image) else {"id": str(photo), "path": str(photo)})
+
+    def name(row: int) -> str:
+        return f"photo {row}" if isinstance(photos[row], PIL.Image.Image) else str(photos[row])
+
+    return GallerySource("image", len(photos), read, name)
+
+
+def captions_source(captions: list[str], prepare_text: Callable) -> GallerySource:
+    """A list of captions, known by their position."""
+
+    def read(row: int) -> tuple[Any, dict]:
+        prepare_text(captions[row])  # refuses an empty one
+        return captions[row], {"id": row, "text": captions[row]}
+
+    return GallerySource("text", len(captions), read, lambda row: f"caption {row}")
+
+
+def dataset_source(dataset: Any, open_image: Callable) -> GallerySource:
+    """The `image` column of a data set; ids from `image_id` or else `id`, other scalar columns are metadata.
+
+    Raises:
+        TypeError: if it is a stream.
+        ValueError: if it has no `image` column, or one whose name results need themselves.
+    """
+    columns = list(dataset.column_names or ())
+    if not hasattr(dataset, "__len__"):
+        raise TypeError("the gallery is a streaming data set, and a gallery has to be read again: load it in full")
+    if "image" not in columns:
+        raise ValueError(f"the gallery's data set has no column 'image' (its columns: {', '.join(columns) or 'none'})")
+    taken = [name for name in columns if name in RESULT_KEYS]
+    if taken:
+        raise ValueError(f"the gallery's data set has a column '{taken[0]}', as results have: rename or remove it")
+    dataset = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
+    id_column = next((name for name in ("image_id", "id") if name in columns), None)
+
+    def read(row: int) -> tuple[Any, dict]:
+        item = dataset[row]
+        entry = {"id": row if id_column is None else _plain(item[id_column])}
+        for name, value in item.items():
+            if name not in ("image", "id", id_column) and isinstance(value, SCALARS):
+                entry[name] = _plain(value)
+        return open_image(_photo_of(item["image"])), entry
+
+    return GallerySource("image", len(dataset), read, lambda row: f"row {row}")
+
+
+def _photo_of(value: Any) -> Any:
+    """A photo in any of the forms in which a data set hands it out, as `open_image` takes it."""
+    if isinstance(value, dict):
+        value = BytesIO(value["bytes"]) if value.get("bytes") else value.get("path")
+    if value is None:
+        raise ValueError("there is no image")
+    return PIL.Image.open(value) if isinstance(value, BytesIO) else value
+
+
+def _plain(value: Any) -> Any:
+    """A value that JSON has a word for: NaN becomes None, and what is no scalar a string."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, SCALARS) else str(value)
+
+
+@dataclass
+class Query:
+    """One query: its place in the list, "text" or "image", and the text or photo."""
+
+    number: int
+    modality: str
+    content: Any
+
+
+@dataclass
+class Found:
+    """One row found: its id in the index and its scores, of which `match` is the probability of a match."""
+
+    id: Hashable
+    score: float
+    similarity: float
+    match: float | None = None
+
+
+class CCRkRetrievalPipeline(Pipeline):
+    """Searches a gallery of photos by text, a gallery of captions by photo, or either by its own kind.
+
+    ```python
+    search = pipeline("ccr-retrieval", model="org/ccrk", gallery="photos/")
+    search("ein Hund im Schnee", top_k=5)
+    search(["a dog in snow", Path("dog.jpg")], top_k=5)
+    ```
+
+    Args:
+        model: a `CCRkModel` or a `CCRkForPreTraining`.
+        processor: a `CCRkProcessor`.
+        gallery: a folder of photos (str or Path), a list of photos (PIL images or Paths), a list of captions (str),
+            a `datasets.Dataset` with an `image` column, the URI of an index, or a [`RetrievalIndex`]. Photos and
+            captions are embedded at once; what cannot be read is skipped, with a warning, and listed in
+            `pipe.gallery.skipped`.
+        batch_size: photos or texts in one pass; 32 by default.
+        **kwargs: `top_k`, `rerank`, `rerank_score`, which become the defaults of calls (see `__call__`), and the
+            arguments of `transformers.Pipeline`.
+
+    Raises:
+        OSError, TypeError, ValueError: if the gallery is missing, empty or none at all, or the model gives no numbers.
+    """
+
+    _load_processor = True
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_video_processor = False  # left open, `pipeline()` would look for one and ask for trust
+
+    def __init__(self, model, processor=None, *args, gallery: Any = None, batch_size: int = 32, **kwargs):
+        self.gallery: RetrievalIndex | None = None
+        self._states: OrderedDict[Hashable, Any] = OrderedDict()
+        if processor is None:
+            raise ValueError(
+                "the pipeline has no processor: pass processor=CCRkProcessor(...), or name the model by its folder "
+                "or Hub id"
+            )
+        kwargs["processor"] = processor
+        super().__init__(model, *args, batch_size=_whole("batch_size", batch_size), **kwargs)
+        self.model.eval()
+        if gallery is not None:
+            self.set_gallery(gallery)
+
+    @property
+    def retriever(self):
+        """The `CCRkModel`, also where the model is a `CCRkForPreTraining` around it."""
+        return getattr(self.model, "retriever", self.model)
+
+    def get_inference_context(self):
+        """Inference mode, for every pass through the model."""
+        return torch.inference_mode
+
+    def set_gallery(self, gallery: Any, batch_size: int | None = None) -> None:
+        """Replaces the gallery and embeds it.
+
+        Args:
+            gallery: see the class.
+            batch_size: photos or captions in one pass.
+
+        Raises:
+            OSError, TypeError, ValueError: as the class says; the gallery of before then stays.
+        """
+        opened = self._open_gallery(gallery)
+        if isinstance(opened, GallerySource):
+            opened = self._embed_source(
+                opened, _whole("batch_size", self._batch_size if batch_size is None else batch_size)
+            )
+        self.gallery = opened
+        self._states.clear()
+
+    def _open_gallery(self, gallery: Any) -> GallerySource | RetrievalIndex:
+        open_image = self.processor.image_processor.open_image
+        if isinstance(gallery, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", gallery):
+            return resolve_uri(gallery)
+        if isinstance(gallery, (str, os.PathLike)):
+            return folder_source(Path(gallery), open_image)
+        if hasattr(gallery, "column_names"):  # before the index, since a data set has a `search` of its own
+            return dataset_source(gallery, open_image)
+        if isinstance(gallery, RetrievalIndex):
+            return gallery
+        if not isinstance(gallery, (list, tuple)):
+            raise TypeError(f"the gallery is of type {type(gallery).__name__}; it can be {GALLERY_KINDS}")
+        if not gallery:
+            raise ValueError("the gallery is an empty list; give at least one photo or caption")
+        text = isinstance(gallery[0], str)
+        kinds = str if text else (PIL.Image.Image, os.PathLike)
+        for number, item in enumerate(gallery):
+            if not isinstance(item, kinds):
+                raise TypeError(
+                    f"item {number} of the gallery is of type {type(item).__name__}, in a list of "
+                    f"{'captions' if text else 'photos'}: give either captions (str) or photos (PIL.Image or Path; "
+                    "a path as a str is a caption)"
+                )
+        return (
+            captions_source(list(gallery), self.processor.prepare_text)
+            if text
+            else photos_source(list(gallery), open_image)
+        )
+
+    def _embed_source(self, source: GallerySource, batch_size: int) -> InMemoryGallery:
+        rows, entries, vectors, batch = [], [], [], []
+
+        def embed() -> None:
+            vectors.append(self._embed(self._inputs(source.modality, batch), source.modality, "the gallery")[0].cpu())
+            batch.clear()
+
+        with torch.inference_mode(), self.device_placement():
+            for row, content, entry in self._read_source(source):
+                rows.append(row)
+                entries.append(entry)
+                batch.append(content)
+                if len(batch) == batch_size:
+                    embed()
+            if batch:
+                embed()
+        if source.skipped:
+            causes = "; ".join(f"{name}: {cause}" for name, cause in source.skipped[:10])
+            more = f"; and {len(source.skipped) - 10} more" if len(source.skipped) > 10 else ""
+            summary = f"{len(source.skipped)} of the gallery could not be read: {causes}{more}"
+            if not rows:
+                raise ValueError(f"nothing in the gallery can be read. {summary}")
+            warnings.warn(f"{summary}. They are left out (see pipe.gallery.skipped)", stacklevel=4)
+        if not rows:
+            raise ValueError("the gallery is empty; give at least one photo or caption")
+        return InMemoryGallery(source, rows, entries, torch.cat(vectors))
+
+    @staticmethod
+    def _read_source(source: GallerySource) -> Iterator[tuple[int, Any, dict]]:
+        show = source.size >= PROGRESS_FROM and sys.stderr.isatty()
+        for row in tqdm(range(source.size), desc="gallery", unit=source.modality, disable=not show):
+            try:
+                content, entry = source.read(row)
+            except (OSError, ValueError, SyntaxError, KeyError) as error:  # Pillow's decoders raise each of these
+                source.skipped.append((source.name(row), str(error) or type(error).__name__))
+            else:
+                yield row, content, entry
+
+    def _inputs(self, modality: str, contents: list) -> dict[str, torch.Tensor]:
+        name = "images" if modality == "image" else "text"
+        return dict(self.processor(**{name: contents}, return_tensors="pt"))
+
+    def _embed(self, inputs: dict[str, torch.Tensor], modality: str, whose: str) -> tuple[torch.Tensor, ...]:
+        """Unit vectors (N, D) in float32, tokens of the tower (N, ., width), attention mask of texts."""
+        inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
+        if modality == "image":
+            output = self.model.get_image_features(inputs["pixel_values"].to(self.model.dtype))
+        else:
+            output = self.model.get_text_features(inputs["input_ids"], inputs["attention_mask"])
+        vectors = normalize(output.pooler_output.float(), dim=-1)
+        self._refuse_nan(vectors, f"embeddings of {whose}")
+        return vectors, output.last_hidden_state, inputs.get("attention_mask")
+
+    def _refuse_nan(self, values: torch.Tensor, what: str) -> None:
+        if torch.isfinite(values).all():
+            return
+        broken = [name for name, weight in self.model.named_parameters() if not torch.isfinite(weight).all()]
+        cause = (
+            f"{len(broken)} of its weights hold NaN or infinity, '{broken[0]}' among them"
+            if broken
+            else f"its weights are finite, so the computation in {self.model.dtype} overflows; load it in float32"
+        )
+        name = self.model.config.name_or_path or type(self.model).__name__
+        raise ValueError(f"the model '{name}' gives NaN or infinity as {what}: {cause}")
+
+    def _sanitize_parameters(
+        self, top_k: int | None = None, rerank: int | None = None, rerank_score: str | None = None, **unknown
+    ) -> tuple[dict, dict, dict]:
+        if unknown:
+            raise TypeError(
+                f"'{next(iter(unknown))}' is no option of the pipeline; it has gallery, top_k, rerank, rerank_score "
+                "and batch_size"
+            )
+        options: dict[str, Any] = {}
+        if top_k is not None:
+            options["top_k"] = _whole("top_k", top_k)
+        if rerank is not None:
+            options["rerank"] = _whole("rerank", rerank)
+        if rerank_score is not None:
+            if rerank_score not in RERANK_SCORES:
+                raise ValueError(f"rerank_score is {rerank_score!r}; it is one of {', '.join(RERANK_SCORES)}")
+            options["rerank_score"] = rerank_score
+        return {}, options, {"top_k": options["top_k"]} if "top_k" in options else {}
+
+    def __call__(
+        self,
+        inputs: Any,
+        *,
+        gallery: Any = None,
+        top_k: int | None = None,
+        rerank: int | None = None,
+        rerank_score: str | None = None,
+        batch_size: int | None = None,
+    ) -> list:
+        """Searches the gallery.
+
+        Args:
+            inputs: a query or a list of queries. A `str` or `{"text": ...}` is a text; a `PIL.Image`, a `Path` or
+                `{"image": ...}` is a photo.
+            gallery: replaces the gallery, for later calls too; see the class.
+            top_k: results for each query; 10 by default, the whole gallery if that has fewer.
+            rerank: lets the fusion encoder score the best so many anew. It reads a text together with a photo, so
+                texts must meet photos. Rows beyond them follow in the order of their similarity.
+            rerank_score: what orders the re-ranked: "itm", the logit of a match; "sim", the cosine similarity; or
+                "itm+sim" (default), the log-odds of a match plus the cosine divided by the model's temperature.
+            batch_size: queries, or pairs when re-ranking, in one pass.
+
+        Returns:
+            A list of dicts, best first (equal scores by position in the gallery); for a list of queries a list of
+            these. Each has `id`, `score` (the cosine similarity, or the score by which it was re-ranked) and what is
+            known of the item (`path`, `text` or metadata). With `rerank` also `similarity`, the cosine, and `match`,
+            the probability of a match: None for rows that were not re-ranked, whose `score` is their similarity.
+
+        Raises:
+            OSError, TypeError, ValueError: saying which query, option or gallery is at fault, and why.
+        """
+        _, searching, describing = self._sanitize_parameters(top_k, rerank, rerank_score)
+        size = _whole("batch_size", self._batch_size if batch_size is None else batch_size)
+        searching = {**self._forward_params, **searching, "batch_size": size}
+        describing = {**self._postprocess_params, **describing}
+        many = isinstance(inputs, (list, tuple, types.GeneratorType, torch.utils.data.Dataset))
+        raw = list(inputs) if many else [inputs]
+        kinds = [self._parse(query, f"query {n}" if many else "the query") for n, query in enumerate(raw)]
+        if gallery is not None:
+            self.set_gallery(gallery, batch_size)
+        if self.gallery is None:
+            raise ValueError(f"there is no gallery to search: pass gallery=..., {GALLERY_KINDS}")
+        self._check_rerank({modality for modality, _ in kinds}, searching.get("rerank"))
+
+        results: list[Any] = [None] * len(raw)
+        for modality in ("text", "image"):
+            numbers = [n for n, kind in enumerate(kinds) if kind[0] == modality]
+            if modality == "text":  # texts of like length are padded least
+                numbers.sort(key=lambda n: len(kinds[n][1]))
+            for start in range(0, len(numbers), size):
+                part = numbers[start : start + size]
+                queries = [Query(n, *kinds[n]) for n in part]
+                answers = self.run_single(queries, {"many": many}, searching, describing)
+                for number, answer in zip(part, answers, strict=True):
+                    results[number] = answer
+        return results if many else results[0]
+
+    def _parse(self, query: Any, name: str) -> tuple[str, Any]:
+        """Modality and content of a query; a photo is not opened yet."""
+        if isinstance(query, dict):
+            if len(query) != 1 or not query.keys() <= {"text", "image"}:
+                keys = ", ".join(map(repr, query)) or "none"
+                raise ValueError(f'{name} is a dict with the keys {keys}; give {{"text": ...}} or {{"image": ...}}')
+            ((modality, content),) = query.items()
+            fits = isinstance(content, str) if modality == "text" else _is_photo(content) or isinstance(content, str)
+            if not fits:
+                raise TypeError(f"{name} has a {type(content).__name__} as {modality}; a query is {QUERY_KINDS}")
+        elif isinstance(query, str):
+            modality, content = "text", query
+            if content.lower().endswith(PHOTO_SUFFIXES) and os.path.isfile(content):
+                warnings.warn(f"{name} is taken as the text {content!r}; for that photo pass a Path", stacklevel=3)
+        elif _is_photo(query):
+            modality, content = "image", query
+        else:
+            raise TypeError(f"{name} is of type {type(query).__name__}; a query is {QUERY_KINDS}")
+        if modality == "text":
+            self.processor.prepare_text(content, name)  # refuses an empty one, by its name
+        return modality, content
+
+    def _check_rerank(self, modalities: set[str], rerank: int | None) -> None:
+        if rerank is None:
+            return
+        held = getattr(self.gallery, "modality", None)
+        if held not in ("image", "text") or not hasattr(self.gallery, "load"):
+            raise ValueError(
+                f"rerank={rerank} needs the photos or captions themselves, and the index "
+                f"{type(self.gallery).__name__} cannot give them: it lacks `modality` or `load(ids)`"
+            )
+        if held in modalities:
+            raise ValueError(
+                f"rerank={rerank} with a query of the gallery's own kind ({held}): the fusion encoder scores a photo "
+                "against a text. Leave rerank out to compare by embeddings"
+            )
+        if not hasattr(self.model, "match"):
+            raise ValueError(f"rerank={rerank} needs a fusion encoder, and {type(self.model).__name__} has no `match`")
+
+    def preprocess(self, input_: list[Query], many: bool = True) -> dict[str, Any]:
+        """Opens and prepares a batch of queries of one modality."""
+        modality = input_[0].modality
+        if modality == "image":
+            contents = [self._open_query(q.content, f"query {q.number}" if many else "the query") for q in input_]
+        else:
+            contents = [query.content for query in input_]
+        return {"modality": modality, **self._inputs(modality, contents)}
+
+    def _open_query(self, photo: Any, name: str) -> PIL.Image.Image:
+        try:
+            return self.processor.image_processor.open_image(photo)
+        except (OSError, ValueError) as error:
+            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+            raise kind(f"{name}: {error}") from error
+
+    def _forward(
+        self,
+        input_tensors: dict[str, Any],
+        top_k: int = 10,
+        rerank: int | None = None,
+        rerank_score: str = "itm+sim",
+        batch_size: int = 32,
+    ) -> list[list[Found]]:
+        modality = input_tensors.pop("modality")
+        vectors, hidden_states, mask = self._embed(input_tensors, modality, "the query")
+        hits = self.gallery.search(vectors.cpu(), max(top_k, rerank or 0))
+        found = [[Found(i, s, s) for i, s in zip(ids, map(float, scores), strict=True)] for ids, scores in hits]
+        if len(found) != len(vectors):
+            raise ValueError(f"the index answered {len(found)} queries of {len(vectors)}")
+        if rerank is not None:
+            self._rescore([row[:rerank] for row in found], modality, hidden_states, mask, rerank_score, batch_size)
+            for row in found:
+                # sorting is stable: of equal scores the more similar stays in front, and of these the earlier
+                row[:rerank] = sorted(row[:rerank], key=lambda item: -item.score)
+        return found
+
+    def _rescore(
+        self, found: list[list[Found]], modality: str, hidden_states, mask, rerank_score: str, batch_size: int
+    ) -> None:
+        """Sets score and match of the rows found for each query, a batch of distinct gallery items at a time."""
+        askers: dict[Hashable, list[tuple[int, Found]]] = {}
+        for query, row in enumerate(found):
+            for item in row:
+                askers.setdefault(item.id, []).append((query, item))
+        ids = list(askers)
+        states = self.retriever.get_image_states(image_hidden_states=hidden_states) if modality == "image" else None
+        temperature = float(self.retriever.temperature)
+        for start in range(0, len(ids), batch_size):
+            part = ids[start : start + batch_size]
+            asked = [(query, row, item) for row, i in enumerate(part) for query, item in askers[i]]
+            if modality == "text":
+                states = self._gallery_states(part)
+                pairs = [(row, query) for query, row, _ in asked]
+            else:
+                pairs = [(query, row) for query, row, _ in asked]
+                texts = self._inputs("text", self.gallery.load(part))
+                _, hidden_states, mask = self._embed(texts, "text", "the gallery")
+            logits = self.model.match(
+                image_states=states,
+                text_hidden_states=hidden_states,
+                attention_mask=mask,
+                pairs=torch.tensor(pairs),
+                batch_size=batch_size,
+            ).float()
+            self._refuse_nan(logits, "matching logits")
+            for (_, _, item), (no, yes), match in zip(
+                asked, logits.tolist(), logits.softmax(-1)[:, 1].tolist(), strict=True
+            ):
+                item.match = match
+                item.score = {
+                    "itm": yes,
+                    "sim": item.similarity,
+                    "itm+sim": yes - no + item.similarity / temperature,
+                }[rerank_score]
+
+    def _gallery_states(self, ids: list[Hashable]) -> Any:
+        """Image states of gallery items, computed where they are not kept from an earlier search."""
+        missing = [i for i in ids if i not in self._states]
+        known = {i: self._states[i] for i in ids if i in self._states}
+        if missing:
+            photos = [self.processor.image_processor.open_image(photo) for photo in self.gallery.load(missing)]
+            pixels = self._inputs("image", photos)["pixel_values"].to(self.model.device, self.model.dtype)
+            states = self.retriever.get_image_states(pixels)
+            for number, i in enumerate(missing):
+                known[i] = states.select(torch.tensor([number], device=pixels.device))
+        for i in ids:
+            self._states[i] = known[i]
+            self._states.move_to_end(i)
+        one = known[ids[0]]
+        each = sum(tensor.nbytes for tensor in (*one.keys, *one.values))
+        while len(self._states) * each > STATE_CACHE_BYTES:
+            self._states.popitem(last=False)
+        return type(one).cat([known[i] for i in ids])
+
+    def postprocess(self, model_outputs: list[list[Found]], top_k: int = 10) -> list[list[dict[str, Any]]]:
+        """Results as plain dicts."""
+        return [self._describe(found[:top_k]) for found in model_outputs]
+
+    def _describe(self, found: list[Found]) -> list[dict[str, Any]]:
+        ids = [item.id for item in found]
+        entries = self.gallery.entries(ids) if hasattr(self.gallery, "entries") else [{"id": i} for i in ids]
+        reranked = any(item.match is not None for item in found)
+        results = []
+        for item, entry in zip(found, entries, strict=True):
+            scores = {"similarity": item.similarity, "match": item.match} if reranked else {}
+            results.append({"id": item.id, **entry, "score": item.score, **scores})
+        return results
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Saves model, processor and this file, so that `pipeline(..., trust_remote_code=True)` needs no package.
+
+        Args:
+            save_directory: a folder; made if missing.
+            **kwargs: of the model's `save_pretrained`.
+
+        Raises:
+            NotADirectoryError: if it is a file.
+            ValueError: if it is to upload as well, which `push_to_hub` does.
+        """
+        if kwargs.pop("push_to_hub", False):
+            raise ValueError("save_pretrained(push_to_hub=True) would leave out files: use pipe.push_to_hub(repo_id)")
+        if os.path.isfile(save_directory):
+            raise NotADirectoryError(f"'{save_directory}' is a file; a model is saved to a folder")
+        os.makedirs(save_directory, exist_ok=True)
+        self.model.config.custom_pipelines = {
+            TASK: {
+                "impl": f"{Path(sys.modules[type(self).__module__].__file__).stem}.{type(self).__name__}",
+                "pt": ["AutoModel"],
+                "default": {"model": list(DEFAULT_MODEL)},
+                "type": "multimodal",
+            }
+        }
+        custom_object_save(self, save_directory)
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+
+def _is_photo(value: Any) -> bool:
+    return isinstance(value, (PIL.Image.Image, os.PathLike))
+
+
+def _whole(name: str, value: Any) -> int:
+    """A whole number from 1 on."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}; it is a whole number from 1 on")
+    if value < 1:
+        raise ValueError(f"{name} is {value}; it is at least 1")
+    return value
+
+
+__all__ = ["CCRkRetrievalPipeline", "InMemoryGallery", "RetrievalIndex"]

@@ -1,0 +1,91 @@
+"""Packaging of ccrk: the top-level folders of the checkout become one import package.
+
+`modeling_ccrk/` is `ccrk` itself and every other room is a subpackage of it, so that no generic name (`trainer`,
+`metrics`, `data`, ...) is ever importable on its own. A new room is one line in `ROOMS`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+
+# import name -> folder of the checkout
+ROOMS = {
+    "ccrk": "modeling_ccrk",
+    "ccrk.cli": "cli",
+    "ccrk.data": "data",
+    "ccrk.evaluation": "evaluation",
+    "ccrk.hub_cards": "hub_cards",
+    "ccrk.metrics": "metrics",
+    "ccrk.metrics.ccr_recall": "metrics/ccr_recall",
+    "ccrk.metrics.mrv": "metrics/mrv",
+    "ccrk.pipelines": "pipelines",
+    "ccrk.serving": "serving",
+    "ccrk.trainer": "trainer",
+}
+
+# Floors are the versions that the tests ran with (`make test-min` installs exactly these). There is a ceiling only
+# where the next major version is known, or by its history likely, to break us.
+CORE = [
+    "torch>=2.14.1",
+    "torchvision>=0.29.1",  # an older torch with this torchvision fails on import, so the two move together
+    "transformers>=5.24.0,<6",
+    "timm>=1.0.31",
+    "safetensors>=0.8.0",
+    "huggingface_hub>=2.4.0,<3",
+    "numpy>=2.4.6",
+    "pillow>=13.0.0",
+    # the XLM-R tokenizer is built from its sentencepiece file, and that takes both
+    "sentencepiece>=0.2.3",
+    "protobuf>=7.36.2",
+    "tqdm>=4.70.1",
+]
+DATASETS = "datasets>=5.2.0"
+EXTRAS = {
+    "train": ["accelerate>=1.15.0", DATASETS, "peft>=0.21.2"],
+    "evaluate": ["evaluate>=0.4.6,<0.5", DATASETS, "scipy>=1.17.1"],
+    "dev": ["build>=1.3.0", "import-linter>=2.17", "pytest>=9.2.0", "ruff>=0.17.6", "setuptools>=77"],
+}
+# everything a user can switch on; the tools of the developers stay apart
+EXTRAS["all"] = sorted({*EXTRAS["train"], *EXTRAS["evaluate"]})
+
+
+def version() -> str:
+    """Return `__version__` of `modeling_ccrk/__init__.py`, read as text: importing it would need torch."""
+    source = (ROOT / "modeling_ccrk" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', source, flags=re.MULTILINE)
+    if found is None:
+        raise ValueError('modeling_ccrk/__init__.py has no line of the form __version__ = "1.2.3"')
+    return found[1]
+
+
+setup(
+    name="ccrk",
+    version=version(),
+    description="Cross-lingual cross-modal retrieval with 1-to-K contrastive learning, native to Hugging Face",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license_expression="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.11",
+    packages=list(ROOMS),
+    package_dir=ROOMS,
+    package_data={"ccrk": ["py.typed"], "": ["README.md", "templates/*"]},
+    include_package_data=False,
+    install_requires=CORE,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["ccrk = ccrk.cli.main:main"]},
+    keywords=["retrieval", "cross-lingual", "cross-modal", "contrastive", "transformers", "pytorch"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)

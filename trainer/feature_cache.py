@@ -1,0 +1,185 @@
+"""Features of frozen towers, computed once and kept on disk as memory-mapped arrays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+
+def fingerprint(model, processor, dataset) -> str:
+    """Names what the features depend on: the towers' weights, the processor and the data set's rows."""
+    digest = hashlib.sha256()
+    retriever = model.retriever
+    for tower in (retriever.vision_model, retriever.text_model):
+        for name, tensor in sorted(tower.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().float().numpy().tobytes())
+    digest.update(json.dumps(processor.to_dict(), sort_keys=True, default=str).encode())
+    for row in dataset:
+        texts = [(caption["language"], caption["text"]) for caption in row["captions"]]
+        digest.update(json.dumps([str(row.get("image_id")), str(row["image"]), texts]).encode())
+    return digest.hexdigest()[:16]
+
+
+class FeatureCache:
+    """Output of both towers for every image and every caption of a data set.
+
+    Arrays in half precision: images (N, 1 + P, width), texts as one run of tokens with offsets. They are written in
+    order, and `progress.json` says how far, so that a run that was killed goes on where it was.
+
+    Args:
+        folder: where the arrays are.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.offsets = np.load(self.folder / "offsets.npy")  # (texts + 1,) first token of each text
+        self.first_text = np.load(self.folder / "first_text.npy")  # (N,) first text of each image
+        self.images = np.load(self.folder / "images.npy", mmap_mode="r")
+        self.texts = np.load(self.folder / "texts.npy", mmap_mode="r")
+        self.ids = np.load(self.folder / "token_ids.npy", mmap_mode="r")
+
+    def image_states(self, row: int) -> torch.Tensor:
+        """(1 + P, width) of the image in a row."""
+        return torch.from_numpy(self.images[row].astype(np.float32))
+
+    def _span(self, row: int, caption: int) -> slice:
+        text = self.first_text[row] + caption
+        return slice(self.offsets[text], self.offsets[text + 1])
+
+    def text_states(self, row: int, caption: int) -> torch.Tensor:
+        """(L, hidden) of one caption of a row, without padding."""
+        return torch.from_numpy(self.texts[self._span(row, caption)].astype(np.float32))
+
+    def token_ids(self, row: int, caption: int) -> torch.Tensor:
+        """(L,) token ids of one caption of a row."""
+        return torch.from_numpy(self.ids[self._span(row, caption)].astype(np.int64))
+
+    @classmethod
+    def build(cls, folder: str | Path, model, processor, dataset, *, batch_size: int = 64, bf16: bool = False):
+        """Computes what is not there yet and opens the cache.
+
+        Args:
+            folder: parent folder; each combination of towers and data has its own below it.
+            model, processor: with their towers as they will stay.
+            dataset: map-style rows.
+            batch_size: images or texts in one pass.
+            bf16: compute under bfloat16 autocast.
+
+        Raises:
+            OSError: if the disk is full or the folder cannot be written; what was computed so far is kept.
+            ValueError: if an image cannot be read or a feature is not finite.
+        """
+        folder = Path(folder) / fingerprint(model, processor, dataset)
+        folder.mkdir(parents=True, exist_ok=True)
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                tokens = _write_layout(folder, processor, dataset)
+                _write_images(folder, model.retriever, processor, dataset, batch_size)
+                _write_texts(folder, model.retriever, tokens, batch_size)
+        finally:
+            model.train(was_training)
+        return cls(folder)
+
+
+def _write_layout(folder: Path, processor, dataset) -> list[list[int]]:
+    """Tokenizes all captions and lays out the arrays; returns the token ids."""
+    texts, first = [], []
+    for row in dataset:
+        first.append(len(texts))
+        texts += [
+            processor.prepare_text(caption["text"], f"a caption of image '{row.get('image_id')}'")
+            for caption in row["captions"]
+        ]
+    tokens = processor.encode_texts(texts, truncation=True)["input_ids"]
+    np.save(folder / "first_text.npy", np.array(first, dtype=np.int64))
+    np.save(folder / "offsets.npy", np.cumsum([0, *(len(ids) for ids in tokens)]))
+    np.save(folder / "token_ids.npy", np.concatenate([np.array(ids, dtype=np.int32) for ids in tokens]))
+    return tokens
+
+
+def _progress(folder: Path, key: str, value: int | None = None) -> int:
+    """Reads, or with a value records, how many items of an array are done."""
+    path = folder / "progress.json"
+    state = json.loads(path.read_text()) if path.exists() else {}
+    if value is not None:
+        state[key] = value
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(state))
+        os.replace(temporary, path)
+    return state.get(key, 0)
+
+
+def _open_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    if path.exists():
+        array = np.load(path, mmap_mode="r+")
+        if array.shape == shape:
+            return array
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+
+
+def _store(array: np.ndarray, where, values: torch.Tensor) -> None:
+    values = values.float()
+    if not values.isfinite().all():
+        raise ValueError("a tower's features are not finite; its weights are broken")
+    array[where] = values.clamp(-65504, 65504).numpy().astype(np.float16)
+
+
+def _write_images(folder: Path, retriever, processor, dataset, batch_size: int) -> None:
+    done, total = _progress(folder, "images"), len(dataset)
+    array = None
+    for start in tqdm(range(done, total, batch_size), desc="image features", disable=done >= total):
+        stop = min(start + batch_size, total)
+        pixels = processor(images=[dataset[row]["image"] for row in range(start, stop)], return_tensors="pt")
+        states = retriever.vision_model(pixels["pixel_values"].to(retriever.device)).cpu()
+        if array is None:
+            array = _open_array(folder / "images.npy", (total, *states.shape[1:]))
+        _store(array, slice(start, stop), states)
+        if (start // batch_size) % 8 == 7 or stop == total:
+            array.flush()
+            _progress(folder, "images", stop)
+
+
+def _write_texts(folder: Path, retriever, tokens: list[list[int]], batch_size: int) -> None:
+    """Texts go through the tower sorted by length; the record counts the sorted ones."""
+    offsets = np.load(folder / "offsets.npy")
+    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
+    done, total = _progress(folder, "texts"), len(tokens)
+    array = _open_array(folder / "texts.npy", (int(offsets[-1]), retriever.config.text_config.hidden_size))
+    pad_id = retriever.config.text_config.pad_token_id
+    for start in tqdm(range(done, total, batch_size), desc="text features", disable=done >= total):
+        part = order[start : start + batch_size]
+        length = len(tokens[part[-1]])
+        ids = torch.full((len(part), length), pad_id)
+        mask = torch.zeros_like(ids)
+        for place, i in enumerate(part):
+            ids[place, : len(tokens[i])] = torch.tensor(tokens[i])
+            mask[place, : len(tokens[i])] = 1
+        states = retriever.text_model(ids.to(retriever.device), mask.to(retriever.device)).cpu()
+        for place, i in enumerate(part):
+            _store(array, slice(offsets[i], offsets[i + 1]), states[place, : len(tokens[i])])
+        if (start // batch_size) % 32 == 31 or start + batch_size >= total:
+            array.flush()
+            _progress(folder, "texts", min(start + batch_size, total))
+
+
+class CachedRows(torch.utils.data.Dataset):
+    """A data set whose rows carry their place in the feature cache instead of an image."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict:
+        row = self.dataset[index]
+        return {"row": index, "image_id": row.get("image_id", index), "captions": row["captions"]}
