@@ -16,7 +16,7 @@ TABLE_WIDTH = 12  # of a column of scores
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command."""
-    parser.usage = "ccrk search MODEL (GALLERY | --captions FILE) QUERY [QUERY ...] [options]"
+    parser.usage = "ccrk search [OPTION ...] MODEL (GALLERY | --captions FILE) QUERY [QUERY ...]"
     parser.add_argument("model", metavar="MODEL", help="folder or Hub id of a model")
     parser.add_argument(
         "words",

@@ -197,9 +197,9 @@ def evaluate_retrieval(
                 reranked[language], reranked_ranks[language] = _text_to_image(scores, targets, ks)
     finally:
         model.train(was_training)
-    result = {"images": len(dataset), "languages": plain, "mrv": _mrv(plain_ranks, features.rows, len(dataset))}
+    result = {"images": len(dataset), "languages": plain, "mrv": _mrv(plain_ranks, features.rows)}
     if rerank:
-        mrv = _mrv(reranked_ranks, features.rows, len(dataset))
+        mrv = _mrv(reranked_ranks, features.rows)
         result["reranked"] = {"top": rerank, "score": rerank_score, "languages": reranked, "mrv": mrv}
     return result
 
@@ -215,11 +215,31 @@ def _image_to_text(cosine: torch.Tensor, rows: np.ndarray, ks) -> dict[str, floa
     return {f"tr@{k}": value for k, value in recall_at(ranks, ks).items()}
 
 
-def _mrv(ranks: dict[str, np.ndarray], rows: dict[str, np.ndarray], num_images: int) -> dict | None:
-    """MRV over the languages that describe every image; None with fewer than two of them."""
+def _mrv(ranks: dict[str, np.ndarray], rows: dict[str, np.ndarray]) -> dict | None:
+    """MRV over the languages that describe every described image; None with fewer than two of them."""
+    described = np.unique(np.concatenate(list(rows.values())))
     first = {}
     for language, of_texts in ranks.items():
         images, places = np.unique(rows[language], return_index=True)
-        if len(images) == num_images:
+        if len(images) == len(described):
             first[language] = of_texts[places]
     return {**mean_rank_variance(first), "languages": sorted(first)} if len(first) > 1 else None
+
+
+def report_lines(report: dict) -> list[str]:
+    """A report of `evaluate_retrieval` as lines of text: recall in percent by language, MRV below."""
+    parts = [("by embeddings", report)]
+    if "reranked" in report:
+        again = report["reranked"]
+        parts.append((f"best {again['top']} re-ranked by {again['score']}", again))
+    lines = [f"{report['images']} images"]
+    for name, part in parts:
+        figures = part["languages"]
+        columns = [key for key in next(iter(figures.values())) if "@" in key]
+        lines += ["", name, "language  " + "".join(f"{column:>8}" for column in columns)]
+        for tag, values in figures.items():
+            lines.append(f"{tag:<10}" + "".join(f"{100 * values[column]:8.1f}" for column in columns))
+        if part["mrv"] is not None:
+            mrv = part["mrv"]
+            lines.append(f"MRV (std) {mrv['std']:8.2f}   over {' '.join(mrv['languages'])}, text to image")
+    return lines

@@ -1,7 +1,6 @@
 """Configuration of CCRk: an image tower, a text tower and a fusion encoder. The defaults are the paper's sizes."""
 
-from __future__ import annotations
-
+# No `from __future__ import annotations` here: it turns types into strings, and `@strict` does not check those.
 import re
 from typing import Any, Literal
 
@@ -63,7 +62,12 @@ class CCRkVisionConfig(PreTrainedConfig):
             image_size: new side in pixels.
             window_size: new attention window. Without it, a window named in `model_args` is scaled with the image
                 and rounded down (224 px and window 7 give 384 px and window 12, as the authors have it).
+
+        Raises:
+            ValueError: if the side is less than 1.
         """
+        if image_size < 1:
+            raise ValueError(f"image_size is {image_size}; it is the side of the input in pixels and at least 1")
         window = self.model_args.get("window_size")
         if window_size is None and isinstance(window, int):
             window_size = max(1, window * image_size // self.image_size)
@@ -113,14 +117,14 @@ class CCRkConfig(PreTrainedConfig):
     position_offset: int = 0
     text_pooling: Literal["first", "mean"] = "first"
     fusion_pooling: Literal["first", "mean"] = "first"
-    temperature_init: float = 0.07
-    temperature_range: list[float] | tuple[float, ...] | None = (0.001, 0.5)
+    temperature_init: float | int = 0.07
+    temperature_range: list[float | int] | tuple[float | int, ...] | None = (0.001, 0.5)
     contrastive_variant: Literal["official", "balanced", "one-to-one"] = "official"
     positive_choice: Literal["probability", "similarity", "uniform"] = "probability"
     contrastive_weight: float | int = 1.0
     matching_weight: float | int = 1.0
     mlm_weight: float | int = 1.0
-    initializer_range: float = 0.02
+    initializer_range: float | int = 0.02
     tie_word_embeddings: bool = True
 
     def __post_init__(self, **kwargs):
@@ -178,6 +182,12 @@ class CCRkConfig(PreTrainedConfig):
     @window_size.setter
     def window_size(self, value: int) -> None:
         self.vision_config.resize(self.image_size, value)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As `PreTrainedConfig.from_dict`; of two sizes given, the image comes first, because it moves the window."""
+        sizes = {name: kwargs.pop(name) for name in ("image_size", "window_size") if name in kwargs}
+        return super().from_dict(config_dict, **sizes, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """The configuration as plain values, with the `custom_pipelines` that were put aside."""

@@ -259,3 +259,67 @@ def resolve_checkpoint(reference: str) -> Path:
         return Path(hf_hub_download(match[1], match[2]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError, ValueError) as error:
         raise OSError(f"'{match[2]}' cannot be fetched from '{match[1]}' on the Hub: {error}") from error
+
+
+def converted_processor(config: CCRkConfig, tokenizer: str):
+    """The authors' preprocessing: clean-up, 40 words, 40 tokens; square images with CLIP's constants.
+
+    Raises:
+        OSError: if the tokenizer cannot be loaded.
+        ValueError: if it has more tokens than the model has embeddings.
+    """
+    from transformers import AutoTokenizer
+
+    from .image_processing_ccrk import CCRkImageProcessor
+    from .processing_ccrk import CCRkProcessor
+
+    try:
+        loaded = AutoTokenizer.from_pretrained(tokenizer)
+    except Exception as error:  # hub client, tokenizers and transformers each have errors of their own
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise OSError(
+            f"the tokenizer '{tokenizer}' cannot be loaded ({reason}); name a folder with --tokenizer, or leave it "
+            "out with --tokenizer none"
+        ) from error
+    if len(loaded) > config.text_config.vocab_size:
+        raise ValueError(
+            f"the tokenizer '{tokenizer}' has {len(loaded)} tokens, but the model {config.text_config.vocab_size}"
+        )
+    side = {"height": config.image_size, "width": config.image_size}
+    return CCRkProcessor(CCRkImageProcessor(size=side), loaded, clean_text=True, max_words=40, max_length=40)
+
+
+def convert_checkpoint(
+    checkpoint: str, out: str | Path, *, config: str | Path | None = None, tokenizer: str | None = None
+) -> ConversionReport:
+    """Converts a file of the authors' and writes model, configuration and processor.
+
+    Args:
+        checkpoint: a local file, or `REPO:FILE` on the Hub.
+        out: folder to write; nothing is written unless everything fits.
+        config: JSON file of sizes; by default the paper's, at the resolution that the checkpoint tells.
+        tokenizer: folder or Hub id; None writes the image processor alone.
+
+    Returns:
+        What became of the tensors.
+
+    Raises:
+        OSError, ValueError: naming the file and what is wrong with it.
+    """
+    state = read_checkpoint(resolve_checkpoint(str(checkpoint)))
+    layout = guess_layout(state) if config is None else read_official_config(config)
+    try:
+        model_config = official_config(layout)
+    except ValueError as error:
+        raise ValueError(f"the configuration '{config}' describes no model: {error}") from error
+    model, report = convert_state(state, model_config)
+    if tokenizer is not None:
+        processor = converted_processor(model_config, tokenizer)
+    else:
+        from .image_processing_ccrk import CCRkImageProcessor
+
+        processor = CCRkImageProcessor(size={"height": model_config.image_size, "width": model_config.image_size})
+    Path(out).mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    return report

@@ -108,6 +108,20 @@ class CCRkImageProcessor(TorchvisionBackend):
     def __init__(self, **kwargs: Unpack[ImagesKwargs]):
         super().__init__(**kwargs)
 
+    @classmethod
+    def from_tower(cls, image: str | os.PathLike, image_size: int | None = None) -> CCRkImageProcessor:
+        """The processor that a pretrained timm model expects: its constants, its size unless another is given.
+
+        Args:
+            image: a timm model: its name, a Hub id or a local folder.
+            image_size: side of the input in pixels.
+        """
+        from .towers_ccrk import load_timm_model, tower_preprocessing
+
+        trained = tower_preprocessing(load_timm_model(image))
+        side = image_size or trained["image_size"]
+        return cls(size={"height": side, "width": side}, image_mean=trained["mean"], image_std=trained["std"])
+
     @staticmethod
     def open_image(source: str | os.PathLike | PIL.Image.Image) -> PIL.Image.Image:
         """Opens a photo as RGB; see the function of the same name."""

@@ -94,9 +94,12 @@ class CCRkImageTower(nn.Module):
                 f"pixel_values have shape {tuple(pixel_values.shape)}, but this model takes (B, 3, {size}, {size}); "
                 "load it with image_size=... for another resolution"
             )
+        channels_first = getattr(self.timm_model, "output_fmt", "NCHW") == "NCHW"
+        if channels_first:  # convolutions on a CPU are about 1.6 times as fast with channels last in memory
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         grid = self.timm_model(pixel_values)
         if grid.ndim == 4:
-            if getattr(self.timm_model, "output_fmt", "NCHW") == "NCHW":
+            if channels_first:
                 grid = grid.permute(0, 2, 3, 1)
             grid = grid.flatten(1, 2)
         else:

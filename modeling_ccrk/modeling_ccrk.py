@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.activations import ACT2FN
+from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import ModelOutput, logging
@@ -105,7 +106,6 @@ class CCRkLMHead(nn.Module):
         self.layer_norm = nn.LayerNorm(text.hidden_size, eps=text.layer_norm_eps)
         self.decoder = nn.Linear(text.hidden_size, text.vocab_size)
         self.bias = nn.Parameter(torch.zeros(text.vocab_size))
-        self.decoder.bias = self.bias
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """Logits (..., vocab_size) of hidden states (..., hidden)."""
@@ -205,7 +205,8 @@ class CCRkPreTrainedModel(PreTrainedModel):
         if path is not None:
             hub = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
             saved = cls.config_class.from_pretrained(path, **hub)
-            if not isinstance(config, cls.config_class):
+            # not `cls.config_class`: as remote code in a local folder, AutoConfig has a class of its own of that name
+            if not isinstance(config, PreTrainedConfig):
                 overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in saved.__dict__}
                 attention = {k: v for k, v in overrides.items() if k in ("dtype", "attn_implementation")}
                 kwargs.update(attention)
@@ -257,6 +258,11 @@ class CCRkPreTrainedModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replaces the word embeddings of the text tower."""
         self.retriever.text_model.embeddings.word_embeddings = value
+
+
+def in_order(output: CCRkOutput) -> CCRkOutput:
+    """The same output with its fields in the order of its class: as a tuple it begins with the loss."""
+    return type(output)(**output)
 
 
 def summarise(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, pooling: str) -> torch.Tensor:
@@ -464,7 +470,7 @@ class CCRkModel(CCRkPreTrainedModel):
                     output, image_index, image_ids, matching_pairs, negative_hardness, matching_images
                 )
                 self.add_matching_loss(output, attention_mask, pairs, self.states_of(pairs, output))
-        return output
+        return in_order(output)
 
     def add_contrastive_loss(self, output: CCRkOutput, image_index, image_ids) -> None:
         """Fills in the contrastive loss and begins the weighted sum."""
@@ -535,7 +541,8 @@ def check_image_index(image_index: torch.Tensor | None, num_images: int, num_tex
     if image_index.is_floating_point() or image_index.dtype == torch.bool:
         raise ValueError(f"image_index must hold whole numbers, not {image_index.dtype}")
     if num_texts and (image_index.min() < 0 or image_index.max() >= num_images):
-        raise ValueError(f"image_index names image {int(image_index.max())}, but the batch has {num_images} images")
+        wrong = int(image_index.min() if image_index.min() < 0 else image_index.max())
+        raise ValueError(f"image_index names image {wrong}, but the batch has {num_images} images")
     return image_index
 
 
@@ -629,7 +636,7 @@ class CCRkForPreTraining(CCRkPreTrainedModel):
         image_index = check_image_index(image_index, *output.logits_per_image.shape)
         retriever.add_contrastive_loss(output, image_index, image_ids)
         if not (config.matching_weight or config.mlm_weight):
-            return output
+            return in_order(output)
         pairs = retriever.choose_pairs(
             output, image_index, image_ids, matching_pairs, negative_hardness, matching_images
         )
@@ -648,7 +655,7 @@ class CCRkForPreTraining(CCRkPreTrainedModel):
                 masked_input_ids[rows], mask, mlm_labels[rows], states, places[pairs.image]
             )
             output.loss = output.loss + config.mlm_weight * output.loss_mlm
-        return output
+        return in_order(output)
 
     def mlm_hidden_states(self, masked_input_ids, attention_mask, image_states, image_rows=None) -> torch.Tensor:
         """Output of all layers (N, L, hidden) for masked texts with their images."""

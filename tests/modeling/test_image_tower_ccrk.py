@@ -137,7 +137,7 @@ def test_checkpointing_of_the_model_reaches_the_image_tower(name, model_class, t
     tower, pixels = model.retriever.vision_model, images(config)
     plain = saved_bytes(lambda: tower(pixels))
     model.activation_checkpointing_enable()
-    assert saved_bytes(lambda: tower(pixels)) < 0.6 * plain
+    assert saved_bytes(lambda: tower(pixels)) < 0.8 * plain
     model.activation_checkpointing_disable()
     assert saved_bytes(lambda: tower(pixels)) == plain
 
@@ -149,7 +149,7 @@ def test_checkpointed_blocks_run_again_in_the_backward_pass(tiny_model, tiny_bat
     def count(name):
         return lambda *_: calls.__setitem__(name, calls[name] + 1)
 
-    model.vision_model.timm_model.layers[0].blocks[0].mlp.register_forward_hook(count("image"))
+    model.vision_model.timm_model.layers[0].blocks[0].attn.register_forward_hook(count("image"))
     model.text_model.layer[0].intermediate.register_forward_hook(count("text"))
     model.fusion_model.layer[0].intermediate.register_forward_hook(count("fusion"))
     model(**tiny_batch(), return_loss=True).loss.backward()

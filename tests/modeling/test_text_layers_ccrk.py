@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from ccrk.text_layers_ccrk import CCRkFusionEncoder, CCRkImageStates, CCRkTextTower, eager_attention
+
+
+@pytest.fixture
+def text_config(tiny_config):
+    config = tiny_config().text_config
+    config._attn_implementation = "eager"
+    return config
+
+
+def test_attention_by_hand():
+    # one query with scores 0 and log 3 after scaling: weights 1/4 and 3/4
+    query = torch.tensor([[[[1.0, 0.0]]]])
+    key = torch.tensor([[[[0.0, 5.0], [2 * torch.tensor(3.0).log(), 0.0]]]])
+    values = torch.tensor([[[[4.0, 0.0], [0.0, 8.0]]]])
+    output, weights = eager_attention(torch.nn.Identity().eval(), query, key, values, None, scaling=0.5)
+    torch.testing.assert_close(weights, torch.tensor([[[[0.25, 0.75]]]]))
+    torch.testing.assert_close(output, torch.tensor([[[[1.0, 6.0]]]]))
+    hidden = torch.tensor([[[[0.0, torch.finfo(torch.float32).min]]]])
+    output, _ = eager_attention(torch.nn.Identity().eval(), query, key, values, hidden, scaling=0.5)
+    torch.testing.assert_close(output, torch.tensor([[[[4.0, 0.0]]]]))
+
+
+def test_positions_count_from_the_offset(text_config):
+    torch.manual_seed(0)
+    tower = CCRkTextTower(text_config, 0, 2).eval()
+    ids = torch.tensor([[5, 6, 7]])
+    words = tower.embeddings
+    by_hand = (
+        words.word_embeddings.weight[[5, 6, 7]]
+        + words.position_embeddings.weight[[2, 3, 4]]
+        + words.token_type_embeddings.weight[0]
+    )
+    expected = torch.nn.functional.layer_norm(by_hand, (16,), eps=1e-5)
+    torch.testing.assert_close(tower(ids)[0], expected)
+
+
+@pytest.mark.parametrize("offset", [0, 2])
+def test_texts_up_to_the_last_position(text_config, offset):
+    tower = CCRkTextTower(text_config, 1, offset).eval()
+    assert tower(torch.full((1, 40 - offset), 5)).shape == (1, 40 - offset, 16)
+    with pytest.raises(ValueError, match=f"texts of {41 - offset} tokens, .* positions for {40 - offset}: .*truncation"):
+        tower(torch.full((1, 41 - offset), 5))
+
+
+def test_padding_changes_nothing(text_config):
+    torch.manual_seed(0)
+    tower = CCRkTextTower(text_config, 2, 0).eval()
+    ids = torch.tensor([[0, 7, 8, 2]])
+    padded = torch.tensor([[0, 7, 8, 2, 1, 9, 1]])  # what stands in the padding does not matter either
+    mask = torch.tensor([[1, 1, 1, 1, 0, 0, 0]])
+    torch.testing.assert_close(tower(padded, mask)[:, :4], tower(ids), atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(tower(padded)[:, :4], tower(ids), atol=1e-3)
+
+
+def test_every_text_token_sees_the_image(text_config):
+    torch.manual_seed(0)
+    fusion = CCRkFusionEncoder(text_config, 1, 5).eval()
+    hidden, images = torch.randn(1, 3, 16), torch.randn(2, 4, 5)
+    states = fusion.image_states(images)
+    first, second = (fusion(hidden, None, states, torch.tensor([row])) for row in (0, 1))
+    assert (first - second).abs().amax(-1).min() > 1e-4
+    assert len(states) == 2 and states.keys[0].shape == (2, 2, 4, 8)
+
+
+def test_rows_pick_the_images(text_config):
+    torch.manual_seed(0)
+    fusion = CCRkFusionEncoder(text_config, 2, 5).eval()
+    hidden, states = torch.randn(4, 3, 16), fusion.image_states(torch.randn(3, 4, 5))
+    rows = torch.tensor([2, 0, 2, 1])
+    together = fusion(hidden, None, states, rows)
+    torch.testing.assert_close(fusion(hidden, None, states.select(rows)), together)
+    for number, row in enumerate(rows):
+        alone = fusion(hidden[number : number + 1], None, states.select(row[None]))
+        torch.testing.assert_close(alone[0], together[number], atol=1e-6, rtol=1e-5)
+
+
+def test_image_states_join_select_and_move(text_config):
+    fusion = CCRkFusionEncoder(text_config, 2, 5)
+    images = torch.randn(5, 4, 5)
+    whole = fusion.image_states(images)
+    joined = CCRkImageStates.cat([fusion.image_states(part) for part in images.split(2)])
+    assert len(joined) == 5 and len(joined.keys) == 2
+    for ours, theirs in zip(joined.keys + joined.values, whole.keys + whole.values, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert whole.to(torch.bfloat16).values[1].dtype == torch.bfloat16
+    assert torch.equal(whole.select(torch.tensor([3, 1])).keys[1], whole.keys[1][[3, 1]])

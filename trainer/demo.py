@@ -1,0 +1,186 @@
+"""The demonstration: a small CCRk trained from scratch on drawn scenes with captions in ten languages.
+
+Nothing is downloaded. Scenes show one or two groups of objects; colour-shape pairs of the evaluation were never
+together in training, so a right answer takes composition, not memory.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerFast, set_seed
+
+from ccrk.configuration_ccrk import CCRkConfig
+from ccrk.data.scene_captions import LANGUAGES, describe, variants
+from ccrk.data.scenes import Scene, draw_scene, hard_gallery, sample_scenes
+from ccrk.image_processing_ccrk import CCRkImageProcessor
+from ccrk.modeling_ccrk import CCRkForPreTraining
+from ccrk.processing_ccrk import CCRkProcessor
+from ccrk.trainer.arguments_ccrk import CCRkTrainingArguments
+from ccrk.trainer.trainer_ccrk import CCRkTrainer
+
+SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+
+
+@dataclass
+class DemoPlan:
+    """Sizes of the demonstration.
+
+    Attributes:
+        steps, batch_size, texts_per_image: training.
+        learning_rate: of AdamW, with linear decay.
+        matching_images: images of a batch that are matched.
+        image_size: side of the drawn scenes in pixels.
+        scenes: evaluation scenes.
+        rerank: images re-scored for each query.
+        seed: of everything random.
+    """
+
+    steps: int = 500
+    batch_size: int = 96
+    texts_per_image: int = 4
+    learning_rate: float = 1e-3
+    matching_images: int = 32
+    image_size: int = 64
+    hidden_size: int = 160
+    text_layers: int = 2
+    fusion_layers: int = 2
+    scenes: int = 240
+    rerank: int = 10
+    seed: int = 0
+
+
+class SceneRows(torch.utils.data.Dataset):
+    """Scenes as rows of image and captions, drawn when asked for; the drawing of a row is always the same.
+
+    Args:
+        scenes: what to draw.
+        size: side in pixels.
+        seed: of drawing and wording.
+        described: so many of the first scenes have captions; all by default.
+        one_wording: captions in the first wording, rather than one drawn at random for each language.
+    """
+
+    def __init__(self, scenes: list[Scene], size: int, seed: int, described: int | None = None, one_wording=False):
+        self.scenes = scenes
+        self.size = size
+        self.seed = seed
+        self.described = len(scenes) if described is None else described
+        self.one_wording = one_wording
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> dict:
+        scene = self.scenes[index]
+        rng = random.Random(f"{self.seed}-{index}")
+        wording = {"variant": 0} if self.one_wording else {"rng": rng}
+        captions = []
+        if index < self.described:
+            captions = [{"language": tag, "text": describe(scene, tag, **wording)} for tag in LANGUAGES]
+        image = draw_scene(scene, size=self.size, seed=rng.randrange(2**31))
+        return {"image": image, "image_id": scene.key, "captions": captions}
+
+
+def train_tokenizer(scenes: list[Scene], vocab_size: int = 1200) -> PreTrainedTokenizerFast:
+    """A unigram tokenizer with the special tokens of XLM-R, trained on the captions of scenes."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    texts = sorted({text for scene in scenes for tag in LANGUAGES for text in variants(scene, tag)})
+    trainer = trainers.UnigramTrainer(vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, unk_token="<unk>")
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        cls_token="<s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        model_max_length=64,
+    )
+
+
+def build_model(plan: DemoPlan, vocab_size: int) -> CCRkForPreTraining:
+    """A small convolutional image tower, a small text tower and fusion encoder, all untrained."""
+    config = CCRkConfig(
+        vision_config={
+            "architecture": "resnet18",
+            "image_size": plan.image_size,
+            "model_args": TOWER,
+        },
+        text_config={
+            "model_type": "bert",
+            "vocab_size": vocab_size,
+            "hidden_size": plan.hidden_size,
+            "num_attention_heads": 4,
+            "intermediate_size": 2 * plan.hidden_size,
+            "max_position_embeddings": 64,
+            "type_vocab_size": 1,
+            "pad_token_id": 1,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+        },
+        num_text_layers=plan.text_layers,
+        num_fusion_layers=plan.fusion_layers,
+        projection_dim=128,
+        text_pooling="mean",
+        fusion_pooling="mean",
+        contrastive_variant="balanced",
+    )
+    return CCRkForPreTraining(config)
+
+
+TOWER: dict = {}
+
+
+def train(plan: DemoPlan, folder: str | Path):
+    """Trains the model of the demonstration; returns it with its processor."""
+    set_seed(plan.seed)
+    scenes = sample_scenes(plan.steps * plan.batch_size, seed=plan.seed, unique=False)
+    tokenizer = train_tokenizer(scenes[:1500])
+    side = {"height": plan.image_size, "width": plan.image_size}
+    processor = CCRkProcessor(CCRkImageProcessor(size=side, image_mean=[0.5] * 3, image_std=[0.25] * 3), tokenizer)
+    model = build_model(plan, len(tokenizer))
+    arguments = CCRkTrainingArguments(
+        output_dir=str(folder),
+        max_steps=plan.steps,
+        per_device_train_batch_size=plan.batch_size,
+        learning_rate=plan.learning_rate,
+        warmup_steps=0.05,
+        weight_decay=0.02,
+        texts_per_image=plan.texts_per_image,
+        matching_images=plan.matching_images,
+        negative_ramp=0.3,
+        mask_ratio=0.3,
+        seed=plan.seed,
+        save_strategy="no",
+        logging_steps=50,
+        report_to="none",
+        use_cpu=True,
+    )
+    rows = SceneRows(scenes, plan.image_size, plan.seed)
+    trainer = CCRkTrainer(model=model, args=arguments, train_dataset=rows, processing_class=processor)
+    trainer.train()
+    return model.eval(), processor
+
+
+def galleries(plan: DemoPlan) -> tuple[SceneRows, SceneRows]:
+    """The evaluation scenes, and the same with all their twins; only the scenes themselves are asked for."""
+    scenes = sample_scenes(plan.scenes, seed=plan.seed + 1, held_out=True)
+    hard = hard_gallery(scenes, seed=plan.seed + 2)
+    seed = plan.seed + 3
+    return (
+        SceneRows(scenes, plan.image_size, seed, one_wording=True),
+        SceneRows(hard, plan.image_size, seed, described=len(scenes), one_wording=True),
+    )
