@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `ccrk convert`."""
     parser.add_argument("checkpoint", help="the .th file, or REPO:FILE on the Hub (BUAADreamer/CCRK:ccrk_3m_....th)")
     parser.add_argument("out", help="folder to write")
-    parser.add_argument("--config", help="JSON of the model's sizes (default: the paper's; 384 px for fine-tuned files)")
+    parser.add_argument(
+        "--config", help="JSON of the model's sizes (default: the paper's; 384 px for fine-tuned files)"
+    )
     parser.add_argument(
         "--tokenizer",
         default="FacebookAI/xlm-roberta-large",

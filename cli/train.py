@@ -23,16 +23,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--eval", help="the same, to evaluate on after training")
     data.add_argument("--images", help="folder that image paths start from (default: the data file's folder)")
     data.add_argument("--languages", nargs="+", help="languages to use (default: all)")
-    data.add_argument("--source", nargs="+", default=[], metavar="LANG=NAME", help="take extra captions, such as zh=zh_human")
+    data.add_argument(
+        "--source", nargs="+", default=[], metavar="LANG=NAME", help="take extra captions, such as zh=zh_human"
+    )
     model = parser.add_argument_group("model")
     model.add_argument("--model", help="CCRk model to go on from: a folder or a Hub id")
     model.add_argument("--image-tower", help="timm model: a name, a Hub id or a folder")
     model.add_argument("--text-tower", help="XLM-R or BERT family encoder: a Hub id or a folder")
     model.add_argument("--text-layers", type=layer_list, help="its layers for the text tower, such as 0-5 or 1,3,5")
     model.add_argument("--fusion-layers", type=layer_list, help="its layers for the fusion encoder")
-    model.add_argument("--pooling", choices=("first", "mean"), default="first", help="summary of a text (default: first)")
+    model.add_argument(
+        "--pooling", choices=("first", "mean"), default="first", help="summary of a text (default: first)"
+    )
     model.add_argument("--projection-dim", type=int, default=256, help="length of embeddings (default: 256)")
-    model.add_argument("--projection-hidden", type=int, help="width of a hidden layer in the projections (default: none)")
+    model.add_argument(
+        "--projection-hidden", type=int, help="width of a hidden layer in the projections (default: none)"
+    )
     model.add_argument("--text-prefix", default="", help='put before every text, such as "query: " for E5 towers')
     model.add_argument("--max-length", type=int, default=64, help="tokens per text (default: 64)")
     train = parser.add_argument_group("training")

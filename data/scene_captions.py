@@ -5,6 +5,7 @@ the forms they need: gender and case in German, French, Spanish, Czech and Russi
 Czech and Russian, counters in Chinese, Japanese and Indonesian, the genitive before a place word in Turkish. Scenes
 of two groups are told from either side ("A left of B", "B right of A").
 """
+
 from __future__ import annotations
 
 import random
@@ -65,10 +66,18 @@ def _english(group: Group) -> Forms:
 _EN = _Grammar(
     _english,
     one=("{a[np]}", "There {a[be]} {a[np]}.", "A picture of {a[np]}."),
-    two=("{a[np]} {rel}", "There {a[be]} {a[np]} {rel}.", "A picture of {a[np]} {rel}.",
-         "{here} {a[np]}, {there} {b[np]}"),
-    places={"left": ("to the left of {b[np]}", "on the left"), "right": ("to the right of {b[np]}", "on the right"),
-            "above": ("above {b[np]}", "at the top"), "below": ("below {b[np]}", "at the bottom")},
+    two=(
+        "{a[np]} {rel}",
+        "There {a[be]} {a[np]} {rel}.",
+        "A picture of {a[np]} {rel}.",
+        "{here} {a[np]}, {there} {b[np]}",
+    ),
+    places={
+        "left": ("to the left of {b[np]}", "on the left"),
+        "right": ("to the right of {b[np]}", "on the right"),
+        "above": ("above {b[np]}", "at the top"),
+        "below": ("below {b[np]}", "at the bottom"),
+    },
 )
 
 # ------------------------------------------------------------------------------------------------------ German
@@ -98,8 +107,10 @@ def _german(group: Group) -> Forms:
 
     if group.count == 1:
         nouns = (nominative, nominative, dative)
-        phrases = [f"{article} {inflected(ending)} {noun}"
-                   for article, ending, noun in zip(_DE_ARTICLE[gender], _DE_ENDING[gender], nouns, strict=True)]
+        phrases = [
+            f"{article} {inflected(ending)} {noun}"
+            for article, ending, noun in zip(_DE_ARTICLE[gender], _DE_ENDING[gender], nouns, strict=True)
+        ]
     else:
         number = ("zwei", "drei")[group.count - 2]
         phrases = [f"{number} {inflected('e')} {plural}"] * 2 + [f"{number} {inflected('en')} {dative_plural}"]
@@ -109,20 +120,32 @@ def _german(group: Group) -> Forms:
 _DE = _Grammar(
     _german,
     one=("{a[nom]}", "Man sieht {a[acc]}.", "Auf dem Bild {a[be]} {a[nom]} zu sehen.", "Ein Bild mit {a[dat]}."),
-    two=("{a[nom]} {rel}", "Man sieht {a[acc]} {rel}.", "Auf dem Bild {a[be]} {a[nom]} {rel} zu sehen.",
-         "{here} {a[nom]}, {there} {b[nom]}"),
-    places={"left": ("links von {b[dat]}", "links"), "right": ("rechts von {b[dat]}", "rechts"),
-            "above": ("über {b[dat]}", "oben"), "below": ("unter {b[dat]}", "unten")},
+    two=(
+        "{a[nom]} {rel}",
+        "Man sieht {a[acc]} {rel}.",
+        "Auf dem Bild {a[be]} {a[nom]} {rel} zu sehen.",
+        "{here} {a[nom]}, {there} {b[nom]}",
+    ),
+    places={
+        "left": ("links von {b[dat]}", "links"),
+        "right": ("rechts von {b[dat]}", "rechts"),
+        "above": ("über {b[dat]}", "oben"),
+        "below": ("unter {b[dat]}", "unten"),
+    },
 )
 
 # ------------------------------------------------------------------------------------------------------ French
 
 # Masculine and feminine, singular and plural.
 _FR_COLOR = {
-    "red": ("rouge", "rouge", "rouges", "rouges"), "orange": ("orange",) * 4,
-    "yellow": ("jaune", "jaune", "jaunes", "jaunes"), "green": ("vert", "verte", "verts", "vertes"),
-    "blue": ("bleu", "bleue", "bleus", "bleues"), "purple": ("violet", "violette", "violets", "violettes"),
-    "pink": ("rose", "rose", "roses", "roses"), "black": ("noir", "noire", "noirs", "noires"),
+    "red": ("rouge", "rouge", "rouges", "rouges"),
+    "orange": ("orange",) * 4,
+    "yellow": ("jaune", "jaune", "jaunes", "jaunes"),
+    "green": ("vert", "verte", "verts", "vertes"),
+    "blue": ("bleu", "bleue", "bleus", "bleues"),
+    "purple": ("violet", "violette", "violets", "violettes"),
+    "pink": ("rose", "rose", "roses", "roses"),
+    "black": ("noir", "noire", "noirs", "noires"),
 }
 _FR_NOUN = _table("""
     m cercle cercles
@@ -149,19 +172,26 @@ def _french(group: Group) -> Forms:
 _FR = _Grammar(
     _french,
     one=("{a[np]}", "Il y a {a[np]}.", "Une image avec {a[np]}."),
-    two=("{a[np]} {rel}", "Il y a {a[np]} {rel}.", "Une image avec {a[np]} {rel}.",
-         "{here} {a[np]}, {there} {b[np]}"),
-    places={"left": ("à gauche {b[de]}", "à gauche"), "right": ("à droite {b[de]}", "à droite"),
-            "above": ("au-dessus {b[de]}", "en haut"), "below": ("en dessous {b[de]}", "en bas")},
+    two=("{a[np]} {rel}", "Il y a {a[np]} {rel}.", "Une image avec {a[np]} {rel}.", "{here} {a[np]}, {there} {b[np]}"),
+    places={
+        "left": ("à gauche {b[de]}", "à gauche"),
+        "right": ("à droite {b[de]}", "à droite"),
+        "above": ("au-dessus {b[de]}", "en haut"),
+        "below": ("en dessous {b[de]}", "en bas"),
+    },
 )
 
 # ----------------------------------------------------------------------------------------------------- Spanish
 
 _ES_COLOR = {
-    "red": ("rojo", "roja", "rojos", "rojas"), "orange": ("naranja", "naranja", "naranjas", "naranjas"),
-    "yellow": ("amarillo", "amarilla", "amarillos", "amarillas"), "green": ("verde", "verde", "verdes", "verdes"),
-    "blue": ("azul", "azul", "azules", "azules"), "purple": ("morado", "morada", "morados", "moradas"),
-    "pink": ("rosa", "rosa", "rosas", "rosas"), "black": ("negro", "negra", "negros", "negras"),
+    "red": ("rojo", "roja", "rojos", "rojas"),
+    "orange": ("naranja", "naranja", "naranjas", "naranjas"),
+    "yellow": ("amarillo", "amarilla", "amarillos", "amarillas"),
+    "green": ("verde", "verde", "verdes", "verdes"),
+    "blue": ("azul", "azul", "azules", "azules"),
+    "purple": ("morado", "morada", "morados", "moradas"),
+    "pink": ("rosa", "rosa", "rosas", "rosas"),
+    "black": ("negro", "negra", "negros", "negras"),
 }
 _ES_NOUN = _table("""
     m círculo círculos
@@ -186,11 +216,13 @@ def _spanish(group: Group) -> Forms:
 _ES = _Grammar(
     _spanish,
     one=("{a[np]}", "Hay {a[np]}.", "Una imagen con {a[np]}."),
-    two=("{a[np]} {rel}", "Hay {a[np]} {rel}.", "Una imagen con {a[np]} {rel}.",
-         "{here} {a[np]}, {there} {b[np]}"),
-    places={"left": ("a la izquierda de {b[np]}", "a la izquierda"),
-            "right": ("a la derecha de {b[np]}", "a la derecha"),
-            "above": ("encima de {b[np]}", "arriba"), "below": ("debajo de {b[np]}", "abajo")},
+    two=("{a[np]} {rel}", "Hay {a[np]} {rel}.", "Una imagen con {a[np]} {rel}.", "{here} {a[np]}, {there} {b[np]}"),
+    places={
+        "left": ("a la izquierda de {b[np]}", "a la izquierda"),
+        "right": ("a la derecha de {b[np]}", "a la derecha"),
+        "above": ("encima de {b[np]}", "arriba"),
+        "below": ("debajo de {b[np]}", "abajo"),
+    },
 )
 
 # ------------------------------------------------------------------------------------------------------- Czech
@@ -220,21 +252,33 @@ def _czech(group: Group) -> Forms:
         two = ("dva " if gender == "m" else "dvě ", "dvou ", "dvěma ")
         numbers = two if group.count == 2 else ("tři ", "tří ", "třemi ")
         endings, nouns = _CS_PLURAL[gender], nouns[3:]
-    phrases = [number + stem + ending + " " + noun
-               for number, ending, noun in zip(numbers, endings, nouns, strict=True)]
+    phrases = [
+        number + stem + ending + " " + noun for number, ending, noun in zip(numbers, endings, nouns, strict=True)
+    ]
     # The preposition "s" gets a vowel before sibilants and before the clusters of "dvěma" and "třemi".
     with_ = "se" if group.count > 1 or stem[0] in "szšž" else "s"
-    return dict(zip(("nom", "gen", "ins"), phrases, strict=True), be="je" if group.count == 1 else "jsou",
-                **{"with": f"{with_} {phrases[2]}"})
+    return dict(
+        zip(("nom", "gen", "ins"), phrases, strict=True),
+        be="je" if group.count == 1 else "jsou",
+        **{"with": f"{with_} {phrases[2]}"},
+    )
 
 
 _CS = _Grammar(
     _czech,
     one=("{a[nom]}", "Na obrázku {a[be]} {a[nom]}.", "Obrázek {a[with]}."),
-    two=("{a[nom]} {rel}", "Na obrázku {a[be]} {a[nom]} {rel}.", "Obrázek {a[with]} {rel}.",
-         "{here} {a[nom]}, {there} {b[nom]}"),
-    places={"left": ("vlevo od {b[gen]}", "vlevo"), "right": ("vpravo od {b[gen]}", "vpravo"),
-            "above": ("nad {b[ins]}", "nahoře"), "below": ("pod {b[ins]}", "dole")},
+    two=(
+        "{a[nom]} {rel}",
+        "Na obrázku {a[be]} {a[nom]} {rel}.",
+        "Obrázek {a[with]} {rel}.",
+        "{here} {a[nom]}, {there} {b[nom]}",
+    ),
+    places={
+        "left": ("vlevo od {b[gen]}", "vlevo"),
+        "right": ("vpravo od {b[gen]}", "vpravo"),
+        "above": ("nad {b[ins]}", "nahoře"),
+        "below": ("pod {b[ins]}", "dole"),
+    },
 )
 
 # ----------------------------------------------------------------------------------------------------- Russian
@@ -269,18 +313,29 @@ def _russian(group: Group) -> Forms:
             numbers = ("три", "трёх", "тремя")
         # After 2 and 3 the noun is genitive singular; the adjective nominative plural (feminine) or genitive plural.
         counted = nominative if gender == "f" else genitive
-        phrases = [f"{numbers[0]} {stem}{counted} {nouns[1]}", f"{numbers[1]} {stem}{genitive} {nouns[3]}",
-                   f"{numbers[2]} {stem}{instrumental} {nouns[4]}"]
+        phrases = [
+            f"{numbers[0]} {stem}{counted} {nouns[1]}",
+            f"{numbers[1]} {stem}{genitive} {nouns[3]}",
+            f"{numbers[2]} {stem}{instrumental} {nouns[4]}",
+        ]
     return dict(zip(("nom", "gen", "ins"), phrases, strict=True))
 
 
 _RU = _Grammar(
     _russian,
     one=("{a[nom]}", "На картинке {a[nom]}.", "Картинка с {a[ins]}."),
-    two=("{a[nom]} {rel}", "На картинке {a[nom]} {rel}.", "Картинка с {a[ins]} {rel}.",
-         "{here} {a[nom]}, {there} {b[nom]}"),
-    places={"left": ("слева от {b[gen]}", "слева"), "right": ("справа от {b[gen]}", "справа"),
-            "above": ("над {b[ins]}", "вверху"), "below": ("под {b[ins]}", "внизу")},
+    two=(
+        "{a[nom]} {rel}",
+        "На картинке {a[nom]} {rel}.",
+        "Картинка с {a[ins]} {rel}.",
+        "{here} {a[nom]}, {there} {b[nom]}",
+    ),
+    places={
+        "left": ("слева от {b[gen]}", "слева"),
+        "right": ("справа от {b[gen]}", "справа"),
+        "above": ("над {b[ins]}", "вверху"),
+        "below": ("под {b[ins]}", "внизу"),
+    },
 )
 
 # ----------------------------------------------------------------------------------------------------- Turkish
@@ -302,10 +357,18 @@ def _turkish(group: Group) -> Forms:
 _TR = _Grammar(
     _turkish,
     one=("{a[nom]}", "Resimde {a[nom]} var.", "Bu resimde {a[nom]} görülüyor.", "{a[gen]} resmi"),
-    two=("{rel} {a[nom]}", "Resimde {rel} {a[nom]} var.", "Bu resimde {rel} {a[nom]} görülüyor.",
-         "{here} {a[nom]}, {there} {b[nom]}"),
-    places={"left": ("{b[gen]} solunda", "solda"), "right": ("{b[gen]} sağında", "sağda"),
-            "above": ("{b[gen]} üstünde", "üstte"), "below": ("{b[gen]} altında", "altta")},
+    two=(
+        "{rel} {a[nom]}",
+        "Resimde {rel} {a[nom]} var.",
+        "Bu resimde {rel} {a[nom]} görülüyor.",
+        "{here} {a[nom]}, {there} {b[nom]}",
+    ),
+    places={
+        "left": ("{b[gen]} solunda", "solda"),
+        "right": ("{b[gen]} sağında", "sağda"),
+        "above": ("{b[gen]} üstünde", "üstte"),
+        "below": ("{b[gen]} altında", "altta"),
+    },
 )
 
 # -------------------------------------------------------------------------------------------------- Indonesian
@@ -325,10 +388,13 @@ def _indonesian(group: Group) -> Forms:
 _ID = _Grammar(
     _indonesian,
     one=("{a[np]}", "Ada {a[np]}.", "Gambar {a[np]}."),
-    two=("{a[np]} {rel}", "Ada {a[np]} {rel}.", "Gambar {a[np]} {rel}.",
-         "{here} ada {a[np]}, {there} ada {b[np]}"),
-    places={"left": ("di sebelah kiri {b[np]}", "di kiri"), "right": ("di sebelah kanan {b[np]}", "di kanan"),
-            "above": ("di atas {b[np]}", "di atas"), "below": ("di bawah {b[np]}", "di bawah")},
+    two=("{a[np]} {rel}", "Ada {a[np]} {rel}.", "Gambar {a[np]} {rel}.", "{here} ada {a[np]}, {there} ada {b[np]}"),
+    places={
+        "left": ("di sebelah kiri {b[np]}", "di kiri"),
+        "right": ("di sebelah kanan {b[np]}", "di kanan"),
+        "above": ("di atas {b[np]}", "di atas"),
+        "below": ("di bawah {b[np]}", "di bawah"),
+    },
 )
 
 # ----------------------------------------------------------------------------------------------------- Chinese
@@ -347,8 +413,12 @@ _ZH = _Grammar(
     _chinese,
     one=("{a[np]}", "图中有{a[np]}。", "画面上是{a[np]}。"),
     two=("{rel}的{a[np]}", "{rel}有{a[np]}。", "图中{rel}是{a[np]}。", "{here}是{a[np]}，{there}是{b[np]}"),
-    places={"left": ("{b[np]}左边", "左边"), "right": ("{b[np]}右边", "右边"),
-            "above": ("{b[np]}上方", "上面"), "below": ("{b[np]}下方", "下面")},
+    places={
+        "left": ("{b[np]}左边", "左边"),
+        "right": ("{b[np]}右边", "右边"),
+        "above": ("{b[np]}上方", "上面"),
+        "below": ("{b[np]}下方", "下面"),
+    },
 )
 
 # ---------------------------------------------------------------------------------------------------- Japanese
@@ -367,14 +437,32 @@ def _japanese(group: Group) -> Forms:
 _JA = _Grammar(
     _japanese,
     one=("{a[np]}", "{a[counted]}あります。", "{a[np]}の絵"),
-    two=("{rel}にある{a[np]}", "{rel}に{a[counted]}あります。", "{rel}に{a[np]}が描かれた絵",
-         "{here}に{a[np]}、{there}に{b[np]}"),
-    places={"left": ("{b[np]}の左", "左"), "right": ("{b[np]}の右", "右"),
-            "above": ("{b[np]}の上", "上"), "below": ("{b[np]}の下", "下")},
+    two=(
+        "{rel}にある{a[np]}",
+        "{rel}に{a[counted]}あります。",
+        "{rel}に{a[np]}が描かれた絵",
+        "{here}に{a[np]}、{there}に{b[np]}",
+    ),
+    places={
+        "left": ("{b[np]}の左", "左"),
+        "right": ("{b[np]}の右", "右"),
+        "above": ("{b[np]}の上", "上"),
+        "below": ("{b[np]}の下", "下"),
+    },
 )
 
-_GRAMMARS: dict[str, _Grammar] = {"zh": _ZH, "en": _EN, "de": _DE, "fr": _FR, "ja": _JA, "cs": _CS, "id": _ID,
-                                  "es": _ES, "ru": _RU, "tr": _TR}
+_GRAMMARS: dict[str, _Grammar] = {
+    "zh": _ZH,
+    "en": _EN,
+    "de": _DE,
+    "fr": _FR,
+    "ja": _JA,
+    "cs": _CS,
+    "id": _ID,
+    "es": _ES,
+    "ru": _RU,
+    "tr": _TR,
+}
 
 
 def _capitalised(text: str) -> str:
@@ -410,8 +498,9 @@ def variants(scene: Scene, language: str) -> list[str]:
     return list(captions)
 
 
-def describe(scene: Scene, language: str, *, variant: int | None = None,
-             rng: random.Random | np.random.Generator | None = None) -> str:
+def describe(
+    scene: Scene, language: str, *, variant: int | None = None, rng: random.Random | np.random.Generator | None = None
+) -> str:
     """One caption of a scene in a language.
 
     Args:
@@ -433,6 +522,8 @@ def describe(scene: Scene, language: str, *, variant: int | None = None,
         draw = rng.integers if isinstance(rng, np.random.Generator) else rng.randrange
         return captions[int(draw(len(captions)))]
     if not 0 <= variant < len(captions):
-        raise ValueError(f"variant {variant} of scene {scene.key} does not exist in language {language!r} "
-                         f"(expected 0 to {len(captions) - 1})")
+        raise ValueError(
+            f"variant {variant} of scene {scene.key} does not exist in language {language!r} "
+            f"(expected 0 to {len(captions) - 1})"
+        )
     return captions[variant]

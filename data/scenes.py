@@ -6,6 +6,7 @@ be filled with twins that differ from the wanted scene in exactly one attribute 
 
 `draw_scene` turns a scene into a picture; `ccrk.data.scene_captions` says it in ten languages.
 """
+
 from __future__ import annotations
 
 import colorsys
@@ -54,8 +55,11 @@ class Group:
     count: int = 1
 
     def __post_init__(self) -> None:
-        for name, value, known in (("shape", self.shape, SHAPES), ("color", self.color, COLORS),
-                                   ("count", self.count, COUNTS)):
+        for name, value, known in (
+            ("shape", self.shape, SHAPES),
+            ("color", self.color, COLORS),
+            ("count", self.count, COUNTS),
+        ):
             if value not in known:
                 raise ValueError(f"unknown {name} {value!r} (expected one of {', '.join(map(str, known))})")
 
@@ -96,8 +100,9 @@ class Scene:
             raise ValueError(f"relation {self.relation!r} given for a scene of one group (expected None)")
         if len(groups) == 2:
             if self.relation not in RELATIONS:
-                raise ValueError(f"unknown relation {self.relation!r} between two groups "
-                                 f"(expected one of {', '.join(RELATIONS)})")
+                raise ValueError(
+                    f"unknown relation {self.relation!r} between two groups (expected one of {', '.join(RELATIONS)})"
+                )
             first, second = groups
             if first.shape == second.shape or first.color == second.color:
                 raise ValueError(f"the groups {first.key} and {second.key} must differ in shape and in colour")
@@ -161,8 +166,10 @@ def sample_scenes(n: int, *, seed: int, held_out: bool = False, unique: bool = T
     ones, twos = _all_scenes(held_out)
     if unique and n > len(ones) + len(twos):
         kind = "held-out" if held_out else "trained"
-        raise ValueError(f"n={n} unique scenes asked for, but only {len(ones) + len(twos)} exist with {kind} "
-                         "colour-shape pairs (ask for fewer, or allow repetition with unique=False)")
+        raise ValueError(
+            f"n={n} unique scenes asked for, but only {len(ones) + len(twos)} exist with {kind} "
+            "colour-shape pairs (ask for fewer, or allow repetition with unique=False)"
+        )
     rng = random.Random(seed)
     n_ones = round(ONE_GROUP_SHARE * n)
     if unique:
@@ -183,8 +190,9 @@ def _neighbours(scene: Scene) -> dict[str, list[Scene]]:
     found: dict[str, list[Scene]] = {}
     if len(groups) == 2:
         one, two = groups
-        found["swap"] = [Scene((Group(one.shape, two.color, one.count), Group(two.shape, one.color, two.count)),
-                               relation)]
+        found["swap"] = [
+            Scene((Group(one.shape, two.color, one.count), Group(two.shape, one.color, two.count)), relation)
+        ]
         # The mirror image comes first: it is the one that `twins` takes.
         mirrored = INVERSE[relation]
         found["relation"] = [Scene(groups, mirrored)]
@@ -198,7 +206,7 @@ def _neighbours(scene: Scene) -> dict[str, list[Scene]]:
             for value in values:
                 if value not in taken:
                     fields = {"shape": group.shape, "color": group.color, "count": group.count, kind: value}
-                    changed = groups[:position] + (Group(**fields),) + groups[position + 1:]
+                    changed = groups[:position] + (Group(**fields),) + groups[position + 1 :]
                     found[kind].append(Scene(changed, relation))
     return found
 
@@ -314,8 +322,9 @@ def _outlines() -> dict[str, np.ndarray]:
     round_angle = np.linspace(0, 2 * math.pi, 48, endpoint=False)
     star_angle = np.arange(10) * math.pi / 5 - math.pi / 2
     t = np.linspace(0, 2 * math.pi, 60, endpoint=False)
-    heart = np.stack([16 * np.sin(t) ** 3,
-                      -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))], axis=1)
+    heart = np.stack(
+        [16 * np.sin(t) ** 3, -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))], axis=1
+    )
     heart -= (heart.max(axis=0) + heart.min(axis=0)) / 2
     arm, end = 0.31, 0.93
     corner = np.array([[-arm, -end], [arm, -end], [arm, -arm], [end, -arm], [end, arm], [arm, arm]])
@@ -329,8 +338,7 @@ def _outlines() -> dict[str, np.ndarray]:
         "moon": _moon_outline(),
         "flower": _flower_outline(),
     }
-    return {shape: points / max(1.0, np.hypot(points[:, 0], points[:, 1]).max())
-            for shape, points in outlines.items()}
+    return {shape: points / max(1.0, np.hypot(points[:, 0], points[:, 1]).max()) for shape, points in outlines.items()}
 
 
 def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
@@ -370,8 +378,9 @@ def _cluster(count: int, direction: str | None, rng: random.Random) -> np.ndarra
     return points - (points.max(axis=0) + points.min(axis=0)) / 2
 
 
-def _place(count: int, box: tuple[float, float, float, float], direction: str | None,
-           rng: random.Random) -> tuple[np.ndarray, float]:
+def _place(
+    count: int, box: tuple[float, float, float, float], direction: str | None, rng: random.Random
+) -> tuple[np.ndarray, float]:
     """Centres (count, 2) and radius of a group's objects inside `box` (left, top, right, bottom; in 0..1)."""
     offsets = _cluster(count, direction, rng)
     extent = offsets.max(axis=0) - offsets.min(axis=0) + 2.0
@@ -396,8 +405,9 @@ def _boxes(scene: Scene) -> list[tuple[tuple[float, float, float, float], str | 
     return [((side, edge, 1 - side, 0.5 - gap), "x"), ((side, 0.5 + gap, 1 - side, 1 - edge), "x")]
 
 
-def _draw_group(draw: ImageDraw.ImageDraw, group: Group, centres: np.ndarray, radius: float,
-                rng: random.Random) -> None:
+def _draw_group(
+    draw: ImageDraw.ImageDraw, group: Group, centres: np.ndarray, radius: float, rng: random.Random
+) -> None:
     """Draws the objects of a group; `centres` (count, 2) and `radius` in pixels of the large canvas."""
     hue, saturation, value = _HSV[group.color]
     hue += rng.uniform(-4, 4)
@@ -442,8 +452,9 @@ def draw_scene(scene: Scene, *, size: int = 96, seed: int) -> Image.Image:
         ValueError: If `size` is below 32, where shapes can no longer be told apart.
     """
     if size < 32:
-        raise ValueError(f"size={size} pixels is too small to tell shapes apart "
-                         "(expected 32 or more; 64 to 96 is good)")
+        raise ValueError(
+            f"size={size} pixels is too small to tell shapes apart (expected 32 or more; 64 to 96 is good)"
+        )
     rng = random.Random(seed)
     pixels = size * _SUPERSAMPLING
     canvas = _background(pixels, rng)

@@ -36,7 +36,7 @@ class RetrievalSet:
 
 
 def _captions(dataset, languages: Sequence[str] | None) -> dict[str, list[tuple[int, str]]]:
-    """language -> (row, text) of every caption."""
+    """Language -> (row, text) of every caption."""
     found: dict[str, list[tuple[int, str]]] = {}
     for row in range(len(dataset)):
         for caption in dataset[row]["captions"]:

@@ -3,6 +3,7 @@
 The page needs nothing from the net: pictures are inside it, each distinct one once, and there is no script. It reads
 on a phone and on a desktop, in light and in dark.
 """
+
 from __future__ import annotations
 
 import base64
@@ -97,8 +98,9 @@ def _need(entry: Any, keys: Sequence[str], where: str) -> None:
         raise ValueError(f"{where} is a {type(entry).__name__} (expected a dict with {', '.join(keys)})")
     missing = [key for key in keys if key not in entry]
     if missing:
-        raise ValueError(f"{where} has no {', '.join(repr(key) for key in missing)} "
-                         f"(expected a dict with {', '.join(keys)})")
+        raise ValueError(
+            f"{where} has no {', '.join(repr(key) for key in missing)} (expected a dict with {', '.join(keys)})"
+        )
 
 
 def _result(result: Mapping[str, Any], rank: int, pictures: _Pictures, where: str) -> str:
@@ -109,10 +111,12 @@ def _result(result: Mapping[str, Any], rank: int, pictures: _Pictures, where: st
     caption = escape(str(result["caption"]))
     correct = bool(result["correct"])
     mark = '<span class="mark" role="img" aria-label="correct">✓</span>' if correct else ""
-    return (f'<li class="result{" correct" if correct else ""}">{mark}'
-            f'<span class="photo {pictures.name(result["image"])}" role="img" aria-label="{caption}"></span>'
-            f'<div class="facts"><span>{rank}.</span><span>{float(result["score"]):.3f}</span></div>'
-            f'<p class="caption" dir="auto">{caption}</p></li>')
+    return (
+        f'<li class="result{" correct" if correct else ""}">{mark}'
+        f'<span class="photo {pictures.name(result["image"])}" role="img" aria-label="{caption}"></span>'
+        f'<div class="facts"><span>{rank}.</span><span>{float(result["score"]):.3f}</span></div>'
+        f'<p class="caption" dir="auto">{caption}</p></li>'
+    )
 
 
 def _row(row: Mapping[str, Any], pictures: _Pictures, where: str) -> str:
@@ -125,10 +129,12 @@ def _row(row: Mapping[str, Any], pictures: _Pictures, where: str) -> str:
         place = f'<div class="place found">found in place {ranks[0]}</div>'
     else:
         place = f'<div class="place">not among the first {len(results)}</div>'
-    return (f'<div class="row"><div><div class="language"><span lang="{language}">'
-            f'{escape(str(row["language_name"]))}</span><span class="tag">{language}</span></div>'
-            f'<p class="query" lang="{language}" dir="auto">{escape(str(row["text"]))}</p>{place}</div>'
-            f'<ol class="results">{"".join(items)}</ol></div>')
+    return (
+        f'<div class="row"><div><div class="language"><span lang="{language}">'
+        f'{escape(str(row["language_name"]))}</span><span class="tag">{language}</span></div>'
+        f'<p class="query" lang="{language}" dir="auto">{escape(str(row["text"]))}</p>{place}</div>'
+        f'<ol class="results">{"".join(items)}</ol></div>'
+    )
 
 
 def _query(query: Mapping[str, Any], pictures: _Pictures, where: str) -> str:
@@ -157,15 +163,19 @@ def _table(table: Mapping[str, Any], where: str) -> str:
     header, rows = list(table["header"]), [list(row) for row in table["rows"]]
     for number, row in enumerate(rows, 1):
         if len(row) != len(header):
-            raise ValueError(f"{where} ({table['title']!r}), row {number} has {len(row)} cells "
-                             f"(expected {len(header)}, as in its header)")
+            raise ValueError(
+                f"{where} ({table['title']!r}), row {number} has {len(row)} cells "
+                f"(expected {len(header)}, as in its header)"
+            )
     # A heading stands over its column: to the right if the column holds numbers.
     numeric = [bool(rows) and all(_is_number(row[column]) for row in rows) for column in range(len(header))]
     starts = ['<th scope="col" class="number">' if right else '<th scope="col">' for right in numeric]
     head = "".join(f"{start}{escape(str(name))}</th>" for start, name in zip(starts, header, strict=True))
     body = "".join(f"<tr>{''.join(_cell(value) for value in row)}</tr>" for row in rows)
-    return (f'<section class="card"><h2>{escape(str(table["title"]))}</h2><div class="scroll"><table>'
-            f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>")
+    return (
+        f'<section class="card"><h2>{escape(str(table["title"]))}</h2><div class="scroll"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></section>"
+    )
 
 
 def _write_atomically(path: Path, text: str) -> None:
@@ -184,12 +194,20 @@ def _write_atomically(path: Path, text: str) -> None:
     except OSError as error:
         if temporary is not None and os.path.exists(temporary):
             os.unlink(temporary)
-        raise OSError(f"cannot write the page '{path}': {error.strerror or error} "
-                      f"(expected a file name in a folder that can be written)") from error
+        raise OSError(
+            f"cannot write the page '{path}': {error.strerror or error} "
+            f"(expected a file name in a folder that can be written)"
+        ) from error
 
 
-def write_search_page(path: str | os.PathLike[str], *, title: str, intro: str, queries: Sequence[Mapping[str, Any]],
-                      tables: Sequence[Mapping[str, Any]] = ()) -> Path:
+def write_search_page(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    intro: str,
+    queries: Sequence[Mapping[str, Any]],
+    tables: Sequence[Mapping[str, Any]] = (),
+) -> Path:
     """Writes one self-contained HTML page of search results and tables of numbers.
 
     Args:
@@ -212,11 +230,13 @@ def write_search_page(path: str | os.PathLike[str], *, title: str, intro: str, q
     pictures = _Pictures()
     body = [_query(query, pictures, f"query {number}") for number, query in enumerate(queries, 1)]
     body += [_table(table, f"table {number}") for number, table in enumerate(tables, 1)]
-    page = (f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{escape(title)}</title>\n<style>{_STYLE}{chr(10).join(pictures.rules)}\n</style>\n</head>\n"
-            f'<body>\n<main>\n<h1>{escape(title)}</h1>\n<p class="intro">{escape(intro)}</p>\n'
-            f"{chr(10).join(body)}\n</main>\n</body>\n</html>\n")
+    page = (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}{chr(10).join(pictures.rules)}\n</style>\n</head>\n"
+        f'<body>\n<main>\n<h1>{escape(title)}</h1>\n<p class="intro">{escape(intro)}</p>\n'
+        f"{chr(10).join(body)}\n</main>\n</body>\n</html>\n"
+    )
     target = Path(path)
     _write_atomically(target, page)
     return target

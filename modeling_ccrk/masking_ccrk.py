@@ -47,21 +47,26 @@ def choose_masked_positions(num_tokens: int, rules: MaskingRules, generator: tor
     Returns:
         Sorted positions, `count_masks` of them.
     """
+    return _cover(num_tokens, rules, *(draw[0] for draw in _draw_places(1, num_tokens, generator)))
+
+
+def _draw_places(num_texts: int, length: int, generator) -> tuple[list[list[float]], ...]:
+    """Random numbers for `_cover`, one row a text: order of places, span or not, length of span, order of dropping."""
+    shape = (num_texts, length)
+    draws = [torch.rand(shape, generator=generator) for _ in range(4)]
+    return tuple(draw.tolist() for draw in draws)
+
+
+def _cover(num_tokens: int, rules: MaskingRules, order, spans, lengths, drops) -> list[int]:
+    """Covers enough positions of one text, by random numbers in 0..1 for each of its places."""
     wanted = count_masks(num_tokens, rules)
     chosen: set[int] = set()
-    order = (torch.randperm(num_tokens - 1, generator=generator) + 1).tolist() if num_tokens > 1 else []
-    for start in order:
+    for start in sorted(range(1, num_tokens), key=order.__getitem__):
         if len(chosen) >= wanted:
             break
-        length = 1
-        if torch.rand((), generator=generator) < rules.span_probability:
-            length = int(torch.randint(2, 4, (), generator=generator))
+        length = (2 if lengths[start] < 0.5 else 3) if spans[start] < rules.span_probability else 1
         chosen.update(range(start, min(start + length, num_tokens)))
-    positions = sorted(chosen)
-    if len(positions) > wanted:
-        kept = torch.randperm(len(positions), generator=generator)[:wanted].tolist()
-        positions = sorted(positions[i] for i in kept)
-    return positions
+    return sorted(sorted(chosen, key=drops.__getitem__)[:wanted])
 
 
 def mask_tokens(
@@ -83,15 +88,14 @@ def mask_tokens(
     Returns:
         `masked_input_ids (T, L)` and `mlm_labels (T, L)`: the original id at masked positions, -100 elsewhere.
     """
-    masked = input_ids.clone()
-    labels = torch.full_like(input_ids, IGNORED_LABEL)
+    chosen = torch.zeros_like(input_ids, dtype=torch.bool)
+    draws = _draw_places(*input_ids.shape, generator)
     for row, num_tokens in enumerate(attention_mask.sum(1).tolist()):
-        positions = torch.tensor(choose_masked_positions(int(num_tokens), rules, generator), dtype=torch.long)
-        labels[row, positions] = input_ids[row, positions]
-        fate = torch.rand(len(positions), generator=generator)
-        random_ids = torch.randint(rules.vocab_size, (len(positions),), generator=generator)
-        to_mask = fate < rules.mask_probability
-        to_random = (fate >= rules.mask_probability) & (fate < rules.mask_probability + rules.random_probability)
-        masked[row, positions[to_mask]] = rules.mask_token_id
-        masked[row, positions[to_random]] = random_ids[to_random]
-    return masked, labels
+        positions = _cover(int(num_tokens), rules, *(draw[row] for draw in draws))
+        chosen[row, torch.tensor(positions, dtype=torch.long)] = True
+    fate = torch.rand(input_ids.shape, generator=generator)
+    random_ids = torch.randint(rules.vocab_size, input_ids.shape, generator=generator)
+    to_mask = chosen & (fate < rules.mask_probability)
+    to_random = chosen & ~to_mask & (fate < rules.mask_probability + rules.random_probability)
+    masked = input_ids.masked_fill(to_mask, rules.mask_token_id)
+    return torch.where(to_random, random_ids, masked), input_ids.masked_fill(~chosen, IGNORED_LABEL)

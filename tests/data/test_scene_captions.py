@@ -1,4 +1,5 @@
 """Captions of generated scenes against sentences written by hand in each of the ten languages."""
+
 from __future__ import annotations
 
 import random
@@ -166,8 +167,11 @@ SENTENCES: list[tuple[str, str, str]] = [
     ("de", "1 blue flower", "Ein Bild mit einer blauen Blume."),
     ("de", "3 black heart", "Ein Bild mit drei schwarzen Herzen."),
     ("de", "1 blue flower left 2 red moon", "Auf dem Bild ist eine blaue Blume links von zwei roten Monden zu sehen."),
-    ("de", "1 blue flower left 2 red moon",
-     "Auf dem Bild sind zwei rote Monde rechts von einer blauen Blume zu sehen."),
+    (
+        "de",
+        "1 blue flower left 2 red moon",
+        "Auf dem Bild sind zwei rote Monde rechts von einer blauen Blume zu sehen.",
+    ),
     ("de", "1 pink heart above 3 yellow star", "oben ein rosa Herz, unten drei gelbe Sterne"),
     ("fr", "1 green star", "Il y a une étoile verte."),
     ("fr", "3 black cross", "Une image avec trois croix noires."),

@@ -1,4 +1,5 @@
 """Generated scenes: what they are, how they are drawn, which of them training may see."""
+
 from __future__ import annotations
 
 from collections import Counter
@@ -56,17 +57,20 @@ def test_keys_are_readable_and_unique() -> None:
     assert len({scene.key for scene in scenes}) == 3000
 
 
-@pytest.mark.parametrize(("build", "words"), [
-    (lambda: Group("blob", "red"), "unknown shape 'blob'"),
-    (lambda: Group("star", "beige"), "unknown color 'beige'"),
-    (lambda: Group("star", "red", 4), "unknown count 4"),
-    (lambda: Scene(()), "got 0"),
-    (lambda: Scene((RED_STAR,), "left"), "relation 'left' given for a scene of one group"),
-    (lambda: Scene((RED_STAR, BLUE_HEARTS), "beside"), "unknown relation 'beside'"),
-    (lambda: Scene((RED_STAR, BLUE_HEARTS)), "unknown relation None"),
-    (lambda: Scene((RED_STAR, Group("heart", "red")), "left"), "must differ in shape and in colour"),
-    (lambda: Scene((RED_STAR, Group("star", "blue")), "left"), "must differ in shape and in colour"),
-])
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: Group("blob", "red"), "unknown shape 'blob'"),
+        (lambda: Group("star", "beige"), "unknown color 'beige'"),
+        (lambda: Group("star", "red", 4), "unknown count 4"),
+        (lambda: Scene(()), "got 0"),
+        (lambda: Scene((RED_STAR,), "left"), "relation 'left' given for a scene of one group"),
+        (lambda: Scene((RED_STAR, BLUE_HEARTS), "beside"), "unknown relation 'beside'"),
+        (lambda: Scene((RED_STAR, BLUE_HEARTS)), "unknown relation None"),
+        (lambda: Scene((RED_STAR, Group("heart", "red")), "left"), "must differ in shape and in colour"),
+        (lambda: Scene((RED_STAR, Group("star", "blue")), "left"), "must differ in shape and in colour"),
+    ],
+)
 def test_impossible_scenes_are_refused(build, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         build()
@@ -257,10 +261,11 @@ def test_twins_look_different_even_from_the_same_seed() -> None:
 
 def test_colors_are_told_apart_by_the_nearest_mean() -> None:
     """The middle of a disc is nearest to its own colour's mean over other seeds, for every colour and seed."""
+
     def middle(color: str, seed: int) -> np.ndarray:
         pixels = np.asarray(draw_scene(Scene((Group("circle", color),)), size=64, seed=seed)).astype(float)
         row, column = np.argwhere(saturated(pixels.astype(np.uint8))).mean(axis=0).round().astype(int)
-        return pixels[row - 2:row + 3, column - 2:column + 3].mean(axis=(0, 1))
+        return pixels[row - 2 : row + 3, column - 2 : column + 3].mean(axis=(0, 1))
 
     means = np.stack([np.mean([middle(color, seed) for seed in range(10)], axis=0) for color in COLORS])
     for place, color in enumerate(COLORS):

@@ -1,4 +1,5 @@
 """The page of search results: what it shows, and that it is whole or not there."""
+
 from __future__ import annotations
 
 import base64
@@ -40,16 +41,23 @@ class Page(HTMLParser):
             self.elements[place][2].append(data)
 
     def with_class(self, name: str) -> list[tuple[dict[str, str | None], str]]:
-        return [(attributes, "".join(text)) for _, attributes, text in self.elements
-                if name in (attributes.get("class") or "").split()]
+        return [
+            (attributes, "".join(text))
+            for _, attributes, text in self.elements
+            if name in (attributes.get("class") or "").split()
+        ]
 
     def texts(self, tag: str) -> list[str]:
         return ["".join(text) for name, _, text in self.elements if name == tag]
 
 
 def result(color: str, *, correct: bool = False, score: float = 0.5, size: int = 16) -> dict:
-    return {"image": Image.new("RGB", (size, size), color), "caption": f"a {color} <square>", "score": score,
-            "correct": correct}
+    return {
+        "image": Image.new("RGB", (size, size), color),
+        "caption": f"a {color} <square>",
+        "score": score,
+        "correct": correct,
+    }
 
 
 def row(language: str, text: str, *results: dict) -> dict:
@@ -59,10 +67,13 @@ def row(language: str, text: str, *results: dict) -> dict:
 @pytest.fixture
 def queries() -> list[dict]:
     return [
-        {"heading": "first & foremost", "rows": [
-            row("de", HOSTILE, result("red", correct=True, score=0.9), result("blue"), result("lime")),
-            row("zh", "一个红色的圆形", result("blue"), result("red", correct=True), result("lime")),
-        ]},
+        {
+            "heading": "first & foremost",
+            "rows": [
+                row("de", HOSTILE, result("red", correct=True, score=0.9), result("blue"), result("lime")),
+                row("zh", "一个红色的圆形", result("blue"), result("red", correct=True), result("lime")),
+            ],
+        },
         {"heading": "second", "rows": [row("tr", "üç kırmızı yıldız", result("blue"), result("lime"))]},
     ]
 
@@ -71,7 +82,10 @@ def test_every_query_is_there_escaped_and_in_its_language(tmp_path: Path, querie
     path = write_search_page(tmp_path / "page.html", title="A <title>", intro="5 < 6", queries=queries)
     page = Page(path)
     assert [(attributes["lang"], text) for attributes, text in page.with_class("query")] == [
-        ("de", HOSTILE), ("zh", "一个红色的圆形"), ("tr", "üç kırmızı yıldız")]
+        ("de", HOSTILE),
+        ("zh", "一个红色的圆形"),
+        ("tr", "üç kırmızı yıldız"),
+    ]
     assert page.texts("h1") == page.texts("title") == ["A <title>"]
     assert page.texts("h2") == ["first & foremost", "second"]
     assert page.with_class("intro")[0][1] == "5 < 6"
@@ -85,7 +99,10 @@ def test_the_correct_picture_is_marked_and_its_place_is_told(tmp_path: Path, que
     assert marked == [True, False, False, False, True, False, False, False]
     assert [text.startswith("✓") for _, text in page.with_class("result")] == marked
     assert [text for _, text in page.with_class("place")] == [
-        "found in place 1", "found in place 2", "not among the first 2"]
+        "found in place 1",
+        "found in place 2",
+        "not among the first 2",
+    ]
     assert page.with_class("facts")[0][1] == "1.0.900"
     assert [text for _, text in page.with_class("caption")][:2] == ["a red <square>", "a blue <square>"]
 
@@ -114,8 +131,9 @@ def test_photographs_are_scaled_and_stay_as_they_were(tmp_path: Path) -> None:
     grey = Image.new("L", (8, 8), 100)
     clear = Image.new("RGBA", (8, 8), (255, 0, 0, 0))
     results = [{"image": image, "caption": "c", "score": 1, "correct": False} for image in (noise, grey, clear)]
-    source = write_search_page(tmp_path / "page.html", title="t", intro="i",
-                               queries=[{"heading": "h", "rows": [row("en", "q", *results)]}]).read_text("utf-8")
+    source = write_search_page(
+        tmp_path / "page.html", title="t", intro="i", queries=[{"heading": "h", "rows": [row("en", "q", *results)]}]
+    ).read_text("utf-8")
     assert (noise.size, grey.mode, clear.mode) == ((800, 400), "L", "RGBA")
     kinds, data = zip(*re.findall(r"url\(data:image/(\w+);base64,([^)]+)\)", source), strict=True)
     images = [Image.open(io.BytesIO(base64.b64decode(text))) for text in data]
@@ -126,8 +144,13 @@ def test_photographs_are_scaled_and_stay_as_they_were(tmp_path: Path) -> None:
 
 
 def test_tables(tmp_path: Path) -> None:
-    tables = [{"title": "recall <k>", "header": ["language", "ir@1", "n"],
-               "rows": [["de & co", 0.91234567, 500], ["zh", 1.0, 20], ["all", None, True]]}]
+    tables = [
+        {
+            "title": "recall <k>",
+            "header": ["language", "ir@1", "n"],
+            "rows": [["de & co", 0.91234567, 500], ["zh", 1.0, 20], ["all", None, True]],
+        }
+    ]
     page = Page(write_search_page(tmp_path / "page.html", title="t", intro="i", queries=[], tables=tables))
     assert page.texts("h2") == ["recall <k>"]
     assert page.texts("th") == ["language", "ir@1", "n"]
@@ -135,13 +158,16 @@ def test_tables(tmp_path: Path) -> None:
     assert [text for _, text in page.with_class("number")] == ["0.9123", "500", "1", "20"]
 
 
-@pytest.mark.parametrize(("change", "words"), [
-    (lambda queries: queries[0].pop("rows"), "query 1 has no 'rows'"),
-    (lambda queries: queries[0]["rows"][1].pop("text"), "query 1, row 2 has no 'text'"),
-    (lambda queries: queries[1]["rows"][0]["results"][1].pop("score"), "query 2, row 1, result 2 has no 'score'"),
-    (lambda queries: queries[1]["rows"][0]["results"][0].update(image="a.jpg"), "'image' of type str"),
-    (lambda queries: queries.insert(0, "q"), "query 1 is a str"),
-])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda queries: queries[0].pop("rows"), "query 1 has no 'rows'"),
+        (lambda queries: queries[0]["rows"][1].pop("text"), "query 1, row 2 has no 'text'"),
+        (lambda queries: queries[1]["rows"][0]["results"][1].pop("score"), "query 2, row 1, result 2 has no 'score'"),
+        (lambda queries: queries[1]["rows"][0]["results"][0].update(image="a.jpg"), "'image' of type str"),
+        (lambda queries: queries.insert(0, "q"), "query 1 is a str"),
+    ],
+)
 def test_a_wrong_entry_is_named(tmp_path: Path, queries: list[dict], change, words: str) -> None:
     change(queries)
     with pytest.raises(ValueError, match=words):
@@ -151,8 +177,13 @@ def test_a_wrong_entry_is_named(tmp_path: Path, queries: list[dict], change, wor
 
 def test_a_short_table_row_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"table 1 \('recall'\), row 2 has 1 cells \(expected 2"):
-        write_search_page(tmp_path / "page.html", title="t", intro="i", queries=[],
-                          tables=[{"title": "recall", "header": ["a", "b"], "rows": [[1, 2], [1]]}])
+        write_search_page(
+            tmp_path / "page.html",
+            title="t",
+            intro="i",
+            queries=[],
+            tables=[{"title": "recall", "header": ["a", "b"], "rows": [[1, 2], [1]]}],
+        )
 
 
 def test_an_older_page_is_replaced_and_nothing_else_is_left(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from ccrk import CCRkConfig, CCRkModel
 from timm.models import save_for_hf
 from transformers import BertConfig, BertForMaskedLM, XLMRobertaConfig, XLMRobertaForMaskedLM
+
+from ccrk import CCRkConfig, CCRkModel
 
 VOCAB = 50
 TEXT = {

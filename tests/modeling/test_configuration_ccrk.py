@@ -3,9 +3,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from ccrk import CCRkConfig, CCRkModel, CCRkVisionConfig
 from huggingface_hub.errors import StrictDataclassClassValidationError, StrictDataclassFieldValidationError
 from transformers import AutoConfig, BertConfig, XLMRobertaConfig
+
+from ccrk import CCRkConfig, CCRkModel, CCRkVisionConfig
 
 
 def test_defaults_are_the_papers():

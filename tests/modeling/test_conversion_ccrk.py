@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoModel, AutoModelForPreTraining
+
 from ccrk import CCRkConfig, CCRkForPreTraining, CCRkModel
 from ccrk.conversion_ccrk import (
     DERIVED,
@@ -18,7 +20,6 @@ from ccrk.conversion_ccrk import (
     rename,
     resolve_checkpoint,
 )
-from transformers import AutoModel, AutoModelForPreTraining
 
 TABLE = "vision_encoder.layers.0.blocks.0.attn.relative_position_bias_table"
 
@@ -82,7 +83,10 @@ def test_the_unused_head_is_reported(official):
         (lambda s: s.pop("vision_encoder.norm.weight"), "missing: ccrk.vision_model.timm_model.norm.weight"),
         (lambda s: s.update(extra=torch.zeros(3)), r"unexpected: extra \(3,\)"),
         (lambda s: s.update({"vision_encoder.head.weight": torch.zeros(1)}), "unexpected: vision_encoder.head.weight"),
-        (lambda s: s.update({"text_proj.bias": torch.zeros(9)}), r"1 problems.*text_proj.bias is \(9,\), expected \(16,\)"),
+        (
+            lambda s: s.update({"text_proj.bias": torch.zeros(9)}),
+            r"1 problems.*text_proj.bias is \(9,\), expected \(16,\)",
+        ),
         (lambda s: s.update({"temp": torch.tensor(float("nan"))}), "1 problems.*not finite: temp"),
         (lambda s: s.update({"itm_head.3.bias": torch.tensor([1.0, float("inf")])}), "not finite: itm_head.3.bias"),
         (lambda s: s.update({"itm_head.3.bias": torch.tensor([1, 2])}), "wrong type: itm_head.3.bias is torch.int64"),

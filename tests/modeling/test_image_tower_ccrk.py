@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import timm
 import torch
+from torch import nn
+from transformers import AutoModel
+
 from ccrk import CCRkConfig, CCRkForPreTraining, CCRkModel, CCRkVisionConfig
 from ccrk.image_tower_ccrk import (
     CCRkImageTower,
@@ -13,8 +16,6 @@ from ccrk.image_tower_ccrk import (
     cubic_spline_matrix,
     interpolate_relative_positions,
 )
-from torch import nn
-from transformers import AutoModel
 
 SWIN = {"embed_dim": 8, "depths": [2, 1, 1, 2], "num_heads": [1, 2, 2, 4]}
 SWIN_NAME = "swin_base_patch4_window7_224"
@@ -108,7 +109,9 @@ def test_gradients_reach_the_first_convolution_with_checkpointing_or_without(tow
         output = model(pixels)
         output.square().sum().backward()
         assert first_convolution(model).weight.grad.abs().sum() > 0
-        results.append((output.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}))
+        results.append(
+            (output.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+        )
     torch.testing.assert_close(results[0][0], results[1][0])
     assert results[0][1].keys() == results[1][1].keys()
     for name, gradient in results[0][1].items():

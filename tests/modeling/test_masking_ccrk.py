@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from ccrk.masking_ccrk import MaskingRules, choose_masked_positions, count_masks, mask_tokens
 
 RULES = MaskingRules(mask_token_id=999, vocab_size=1000)

@@ -5,12 +5,13 @@ import json
 
 import pytest
 import torch
-from ccrk import CCRkForPreTraining, CCRkModel
-from ccrk.losses_ccrk import MatchingPairs
-from ccrk.modeling_ccrk import CCRkForPreTrainingOutput, CCRkOutput, summarise
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from transformers import AutoModel, AutoModelForPreTraining
+
+from ccrk import CCRkForPreTraining, CCRkModel
+from ccrk.losses_ccrk import MatchingPairs
+from ccrk.modeling_ccrk import CCRkForPreTrainingOutput, CCRkOutput, summarise
 
 BOTH = pytest.mark.parametrize("model_class", [CCRkModel, CCRkForPreTraining])
 PAIRS = MatchingPairs(*(torch.tensor(rows) for rows in ([0, 1, 2], [1, 2, 4], [2, 0, 1], [3, 0, 2])))
@@ -366,7 +367,9 @@ def test_every_parameter_gets_a_gradient(checkpointing, tiny_model, masked_batch
 def test_checkpointing_changes_no_gradient(tiny_model, masked_batch):
     gradients = []
     for checkpointing in (False, True):
-        model = tiny_model(CCRkForPreTraining, text_config={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0})
+        model = tiny_model(
+            CCRkForPreTraining, text_config={"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        )
         model.train()
         for module in model.modules():
             if hasattr(module, "drop_prob"):
@@ -380,7 +383,9 @@ def test_checkpointing_changes_no_gradient(tiny_model, masked_batch):
 
 
 def test_initial_weights(tiny_model):
-    model = tiny_model(CCRkForPreTraining, temperature_init=0.1, text_config={"hidden_size": 64}, initializer_range=0.02)
+    model = tiny_model(
+        CCRkForPreTraining, temperature_init=0.1, text_config={"hidden_size": 64}, initializer_range=0.02
+    )
     retriever = model.ccrk
     assert retriever.temperature.item() == pytest.approx(0.1)
     layer = retriever.fusion_model.layer[0]
@@ -409,7 +414,7 @@ def test_loading_twice_gives_what_was_saved(model_class, tiny_model, tmp_path):
         assert loaded.config.to_dict().keys() == model.config.to_dict().keys()
 
 
-def test_shards(tiny_model, tiny_batch, tmp_path):
+def test_shards(tiny_model, tmp_path):
     model = tiny_model(CCRkForPreTraining)
     model.save_pretrained(tmp_path, max_shard_size="10KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 3
@@ -425,8 +430,8 @@ def test_auto_classes_pick_the_models(tiny_model, tmp_path):
     assert json.loads((tmp_path / "config.json").read_text())["auto_map"]["AutoModel"] == "modeling_ccrk.CCRkModel"
 
 
-def test_checkpoints_interchange(tiny_model, tiny_batch, tmp_path):
-    batch = without_index(tiny_batch())
+def test_checkpoints_interchange(tiny_model, masked_batch, tmp_path):
+    batch = without_index(masked_batch())
     pretraining = tiny_model(CCRkForPreTraining)
     pretraining.save_pretrained(tmp_path / "head")
     base, loading = CCRkModel.from_pretrained(tmp_path / "head", output_loading_info=True)
@@ -434,10 +439,16 @@ def test_checkpoints_interchange(tiny_model, tiny_batch, tmp_path):
     assert torch.equal(base(**batch).logits_per_image, pretraining(**batch).logits_per_image)
     base.save_pretrained(tmp_path / "base")
     again, loading = CCRkForPreTraining.from_pretrained(tmp_path / "base", output_loading_info=True)
-    missing = {"mlm_head.dense.weight", "mlm_head.dense.bias", "mlm_head.layer_norm.weight", "mlm_head.layer_norm.bias"}
+    missing = {
+        "mlm_head.dense.weight",
+        "mlm_head.dense.bias",
+        "mlm_head.layer_norm.weight",
+        "mlm_head.layer_norm.bias",
+    }
     assert missing <= set(loading["missing_keys"]) <= missing | {"mlm_head.bias", "mlm_head.decoder.bias"}
     assert not again.mlm_head.bias.any() and again.mlm_head.decoder.bias is again.mlm_head.bias
     assert again.mlm_head.dense.weight.std() > 0.1
+    assert again(**masked_batch()).loss_mlm.isfinite()
     assert torch.equal(again(**batch).logits_per_image, pretraining(**batch).logits_per_image)
     assert again.mlm_head.decoder.weight is again.ccrk.text_model.embeddings.word_embeddings.weight
 

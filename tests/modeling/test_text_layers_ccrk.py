@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from ccrk.text_layers_ccrk import CCRkFusionEncoder, CCRkImageStates, CCRkTextTower, eager_attention
 
 
@@ -43,7 +44,9 @@ def test_positions_count_from_the_offset(text_config):
 def test_texts_up_to_the_last_position(text_config, offset):
     tower = CCRkTextTower(text_config, 1, offset).eval()
     assert tower(torch.full((1, 40 - offset), 5)).shape == (1, 40 - offset, 16)
-    with pytest.raises(ValueError, match=f"texts of {41 - offset} tokens, .* positions for {40 - offset}: .*truncation"):
+    with pytest.raises(
+        ValueError, match=f"texts of {41 - offset} tokens, .* positions for {40 - offset}: .*truncation"
+    ):
         tower(torch.full((1, 41 - offset), 5))
 
 

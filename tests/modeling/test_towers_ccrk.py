@@ -5,11 +5,12 @@ import json
 import pytest
 import timm
 import torch
-from ccrk import CCRkForPreTraining, CCRkModel
-from ccrk.towers_ccrk import default_layers, load_timm_model, tower_preprocessing
 from safetensors.torch import load_file
 from timm.models import save_for_hf
 from transformers import AutoModel, XLMRobertaConfig, XLMRobertaModel
+
+from ccrk import CCRkForPreTraining, CCRkModel
+from ccrk.towers_ccrk import default_layers, load_timm_model, tower_preprocessing
 
 
 def assert_layer(ours: torch.nn.Module, theirs: torch.nn.Module) -> None:
@@ -196,7 +197,11 @@ def test_real_text_tower_equals_transformers(real_model, shared):
 
     folder = shared / "weights" / "multilingual-e5-small-pruned"
     theirs = AutoModel.from_pretrained(folder, dtype=torch.float32, add_pooling_layer=False).eval()
-    sentences = ["query: Two dogs run in the snow.", "query: Zwei Hunde rennen im Schnee.", "query: A man sells fruit."]
+    sentences = [
+        "query: Two dogs run in the snow.",
+        "query: Zwei Hunde rennen im Schnee.",
+        "query: A man sells fruit.",
+    ]
     batch = AutoTokenizer.from_pretrained(folder)(sentences, padding=True, return_tensors="pt")
     mask = batch["attention_mask"]
     with torch.no_grad():

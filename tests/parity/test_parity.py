@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
 from ccrk.configuration_ccrk import CCRkVisionConfig
 from ccrk.conversion_ccrk import convert_state, official_config, read_checkpoint, read_official_config, rename
 from ccrk.image_tower_ccrk import CCRkImageTower, interpolate_relative_positions
@@ -21,8 +24,6 @@ from ccrk.losses_ccrk import (
     one_to_one,
     positive_text_weights,
 )
-from safetensors import safe_open
-from safetensors.torch import load_file
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 # At temperature 0.001 losses reach hundreds, where neighbouring float32 numbers lie 3e-5 apart: hence the relative part.
@@ -32,10 +33,7 @@ SHORT_NAMES = {
     "word_embeddings": "ccrk.text_model.embeddings.word_embeddings.weight",
     "decoder_bias": "mlm_head.bias",
 }
-BASE_NAMES = (
-    "image_hidden_states text_hidden_states image_embeds text_embeds fusion_hidden_states_image0 itm_logits mlm_logits "
-    "loss_1_to_k loss_1_to_1_first_language loss_itm loss_cmlm loss_total"
-).split()
+BASE_NAMES = ["image_hidden_states", "text_hidden_states", "image_embeds", "text_embeds", "fusion_hidden_states_image0", "itm_logits", "mlm_logits", "loss_1_to_k", "loss_1_to_1_first_language", "loss_itm", "loss_cmlm", "loss_total"]
 
 
 @dataclass
