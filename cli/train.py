@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
     from ccrk import CCRkTrainer, CCRkTrainingArguments
     from ccrk.data.caption_files import read_captions
+    from ccrk.pipelines.ccr_retrieval import CCRkRetrievalPipeline
 
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -123,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     trainer = CCRkTrainer(model=model, args=arguments, train_dataset=train_set, processing_class=processor)
     wall = time.time()
     trainer.train(resume_from_checkpoint=args.resume or None)
-    trainer.save_model(args.out)
+    CCRkRetrievalPipeline(model=model, processor=processor).save_pretrained(args.out)
     used = resource.getrusage(resource.RUSAGE_SELF)
     cost = {
         "wall_s": round(time.time() - wall, 1),

@@ -163,10 +163,15 @@ def evaluate_retrieval(
     first caption across the languages in which every image has one. Image-to-text recall is by embeddings.
 
     Args:
-        model, processor, dataset, languages, batch_size, progress: see `encode`.
+        model: a CCRk model.
+        processor: its processor.
+        dataset: rows of `image` and `captions`; images without captions are distractors.
+        languages: those to evaluate; all by default.
         rerank: images re-scored for each text; 0 ranks by embeddings alone.
         rerank_score: see `rerank_scores`.
+        batch_size: images or texts in one pass.
         ks: the k of recall at k.
+        progress: show bars.
 
     Returns:
         `{"languages": {tag: {"ir@1": ..., "tr@1": ..., "queries": n}}, "mrv": {...}, "images": n}`, and under

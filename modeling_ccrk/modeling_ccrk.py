@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
@@ -17,6 +16,7 @@ from transformers.utils import ModelOutput, logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ccrk import CCRkConfig
+from .heads_ccrk import CCRkDefaultLinear, CCRkLMHead, CCRkMatchingHead, CCRkProjection, summarise
 from .image_tower_ccrk import CCRkImageTower
 from .losses_ccrk import MatchingPairs, matching_loss, mlm_loss, one_to_k, one_to_one, sample_matching_pairs
 from .text_layers_ccrk import CCRkFusionEncoder, CCRkImageStates, CCRkTextTower
@@ -64,52 +64,6 @@ class CCRkForPreTrainingOutput(CCRkOutput):
     """Output of [`CCRkForPreTraining`]: as [`CCRkOutput`], with `loss_mlm`, the masked-language loss."""
 
     loss_mlm: torch.Tensor | None = None
-
-
-class CCRkDefaultLinear(nn.Linear):
-    """A linear layer that starts at torch's default, uniform within 1 / sqrt(fan in), as the authors' heads do."""
-
-
-class CCRkProjection(nn.Sequential):
-    """Projection of a summary to the shared space: linear, or with one hidden layer."""
-
-    def __init__(self, in_features: int, config: CCRkConfig):
-        hidden = config.projection_hidden_size
-        if hidden is None:
-            super().__init__(CCRkDefaultLinear(in_features, config.projection_dim))
-        else:
-            super().__init__(
-                CCRkDefaultLinear(in_features, hidden), nn.GELU(), CCRkDefaultLinear(hidden, config.projection_dim)
-            )
-
-
-class CCRkMatchingHead(nn.Sequential):
-    """Image-text matching head: logits (N, 2), class 1 = match."""
-
-    def __init__(self, hidden_size: int):
-        super().__init__(
-            CCRkDefaultLinear(hidden_size, 2 * hidden_size),
-            nn.LayerNorm(2 * hidden_size),
-            nn.GELU(),
-            CCRkDefaultLinear(2 * hidden_size, 2),
-        )
-
-
-class CCRkLMHead(nn.Module):
-    """Masked-language head; its decoder is tied to the word embeddings."""
-
-    def __init__(self, config: CCRkConfig):
-        super().__init__()
-        text = config.text_config
-        self.dense = nn.Linear(text.hidden_size, text.hidden_size)
-        self.activation = ACT2FN["gelu"]
-        self.layer_norm = nn.LayerNorm(text.hidden_size, eps=text.layer_norm_eps)
-        self.decoder = nn.Linear(text.hidden_size, text.vocab_size)
-        self.bias = nn.Parameter(torch.zeros(text.vocab_size))
-
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Logits (..., vocab_size) of hidden states (..., hidden)."""
-        return self.decoder(self.layer_norm(self.activation(self.dense(hidden_states))))
 
 
 class CCRkPreTrainedModel(PreTrainedModel):
@@ -237,7 +191,17 @@ class CCRkPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Saves as `PreTrainedModel.save_pretrained` does; the configuration names every class that can load it."""
         self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, **kwargs)
+        # a model that was published with its pipeline still names it; without the pipeline's file the name is a trap
+        aside = {}
+        for name in ("custom_pipelines", "_saved_pipelines"):
+            tasks = self.config.__dict__.get(name) or {}
+            files = [f"{task['impl'].split('.')[0]}.py" for task in tasks.values()]
+            if not all(os.path.isfile(os.path.join(save_directory, file)) for file in files):
+                aside[name] = self.config.__dict__.pop(name)
+        try:
+            super().save_pretrained(save_directory, **kwargs)
+        finally:
+            self.config.__dict__.update(aside)
 
     def resize_images(self, image_size: int, window_size: int | None = None) -> None:
         """Takes the model to another input resolution, interpolating the image tower's position tables.
@@ -263,16 +227,6 @@ class CCRkPreTrainedModel(PreTrainedModel):
 def in_order(output: CCRkOutput) -> CCRkOutput:
     """The same output with its fields in the order of its class: as a tuple it begins with the loss."""
     return type(output)(**output)
-
-
-def summarise(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, pooling: str) -> torch.Tensor:
-    """One vector (N, hidden) for each text (N, L, hidden): its first token, or the mean over its real tokens."""
-    if pooling == "first":
-        return hidden_states[:, 0]
-    if attention_mask is None:
-        return hidden_states.mean(1)
-    mask = attention_mask.unsqueeze(-1).to(hidden_states.dtype)
-    return (hidden_states * mask).sum(1) / mask.sum(1).clamp(min=1)
 
 
 class CCRkModel(CCRkPreTrainedModel):
@@ -372,10 +326,12 @@ class CCRkModel(CCRkPreTrainedModel):
         """Scores images against texts by the fusion encoder.
 
         Args:
-            pixel_values: (B, 3, H, W); or `image_hidden_states (B, 1 + P, image width)`, or `image_states` from
-                `get_image_states`, whichever was computed before.
-            input_ids: (T, L); or `text_hidden_states (T, L, hidden)`.
+            pixel_values: (B, 3, H, W).
+            input_ids: (T, L).
             attention_mask: (T, L).
+            image_states: from `get_image_states`, in place of `pixel_values`.
+            image_hidden_states: (B, 1 + P, image width) in place of `pixel_values`.
+            text_hidden_states: (T, L, hidden) in place of `input_ids`.
             pairs: (N, 2) rows of images and texts. Without it every image is scored with every text.
             batch_size: pairs in one pass.
 
@@ -604,11 +560,21 @@ class CCRkForPreTraining(CCRkPreTrainedModel):
         """As [`CCRkModel.forward`], with the masked-language loss.
 
         Args:
+            pixel_values: (B, 3, H, W).
+            input_ids: (T, L).
+            attention_mask: (T, L).
+            image_index: (T,).
+            image_ids: (B,) optional.
             masked_input_ids: (T, L) texts with masked tokens.
             mlm_labels: (T, L) the original ids at masked positions, -100 elsewhere. The loss is computed for the
                 positive text of each image, with the image.
-            **kwargs: as in [`CCRkModel.forward`]; losses are returned where `return_loss` is true, or not given while
-                `image_index` is.
+            image_hidden_states: (B, 1 + P, image width) in place of `pixel_values`.
+            text_hidden_states: (T, L, hidden) in place of `input_ids`.
+            return_loss: adds the losses; by default where `image_index` is given.
+            matching_pairs: pairs for matching; drawn from the batch by default.
+            negative_hardness: see `losses_ccrk.negative_weights`.
+            matching_images: images of the batch that are matched and unmasked.
+            **kwargs: ignored.
 
         Returns:
             [`CCRkForPreTrainingOutput`].

@@ -6,9 +6,7 @@ together in training, so a right answer takes composition, not memory.
 
 from __future__ import annotations
 
-import json
 import random
-import resource
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,12 +15,9 @@ from transformers import PreTrainedTokenizerFast, set_seed
 
 from ccrk.configuration_ccrk import CCRkConfig
 from ccrk.data.scene_captions import LANGUAGES, describe, variants
-from ccrk.data.scenes import Scene, count_near_duplicates, draw_scene, hard_gallery, sample_scenes
-from ccrk.evaluation.retrieval import evaluate_retrieval, report_lines
-from ccrk.evaluation.search_page import write_search_page
+from ccrk.data.scenes import Scene, draw_scene, hard_gallery, sample_scenes
 from ccrk.image_processing_ccrk import CCRkImageProcessor
 from ccrk.modeling_ccrk import CCRkForPreTraining
-from ccrk.pipelines.ccr_retrieval import CCRkRetrievalPipeline
 from ccrk.processing_ccrk import CCRkProcessor
 from ccrk.trainer.arguments_ccrk import CCRkTrainingArguments
 from ccrk.trainer.trainer_ccrk import CCRkTrainer
@@ -51,7 +46,14 @@ class DemoPlan:
     matching_images: int = 32
     image_size: int = 64
     architecture: str = "convnext_atto"
-    tower: dict = field(default_factory=lambda: {"depths": [1, 1, 2, 1], "dims": [48, 96, 128, 192], "patch_size": 4, "ls_init_value": None})
+    tower: dict = field(
+        default_factory=lambda: {
+            "depths": [1, 1, 2, 1],
+            "dims": [48, 96, 128, 192],
+            "patch_size": 4,
+            "ls_init_value": None,
+        }
+    )
     hidden_size: int = 128
     mlm_weight: float = 0.2
     text_layers: int = 1
@@ -189,99 +191,4 @@ def galleries(plan: DemoPlan) -> tuple[SceneRows, SceneRows]:
     return (
         SceneRows(scenes, plan.image_size, seed, one_wording=True),
         SceneRows(hard, plan.image_size, seed, described=len(scenes), one_wording=True),
-    )
-
-
-LANGUAGE_NAMES = {
-    "zh": "中文",
-    "en": "English",
-    "de": "Deutsch",
-    "fr": "Français",
-    "ja": "日本語",
-    "cs": "Čeština",
-    "id": "Bahasa Indonesia",
-    "es": "Español",
-    "ru": "Русский",
-    "tr": "Türkçe",
-}
-
-
-def run_demo(plan: DemoPlan, folder: str | Path) -> dict:
-    """Trains, saves, evaluates, and writes `search.html` and `evaluation.json` into a folder.
-
-    Returns:
-        The figures, by gallery.
-
-    Raises:
-        OSError: if the folder cannot be written; found out before training.
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluation.json").write_text("{}")
-    started = resource.getrusage(resource.RUSAGE_SELF)
-    print(f"training on {plan.steps * plan.batch_size} drawn scenes with captions in {len(LANGUAGES)} languages")
-    model, processor = train(plan, folder)
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    reports = {}
-    for name, rows in zip(("held-out pairs", "hard: with twins"), galleries(plan), strict=True):
-        near = count_near_duplicates(rows.scenes)
-        print(f"\n{name}: {rows.described} scenes asked for among {len(rows)}, {near} pairs differ in one attribute")
-        report = evaluate_retrieval(model, processor, rows, languages=LANGUAGES, rerank=plan.rerank, progress=False)
-        reports[name] = {"gallery": len(rows), "near_duplicates": near, **report}
-        print("\n".join(report_lines(report)))
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    cost = round(used.ru_utime + used.ru_stime - started.ru_utime - started.ru_stime)
-    reports["cpu_seconds"] = cost
-    (folder / "evaluation.json").write_text(json.dumps(reports, indent=1), encoding="utf-8")
-    page = write_page(folder / "search.html", model, processor, galleries(plan)[1], reports)
-    print(f"\n{cost} seconds of processor time; the page is {page}")
-    return reports
-
-
-def write_page(path: Path, model, processor, rows: SceneRows, reports: dict) -> Path:
-    """One query in ten languages against the hard gallery, side by side, with the figures below."""
-    search = CCRkRetrievalPipeline(
-        model=model, processor=processor, gallery=[rows[i]["image"] for i in range(len(rows))]
-    )
-    queries = []
-    wanted = next(i for i, scene in enumerate(rows.scenes) if len(scene.groups) == 2)
-    texts = [describe(rows.scenes[wanted], tag, variant=0) for tag in LANGUAGES]
-    found = search(texts, top_k=5, rerank=10)
-    shown = []
-    for tag, text, results in zip(LANGUAGES, texts, found, strict=True):
-        cells = []
-        for result in results:
-            place = int(result["id"])
-            caption = describe(rows.scenes[place], "en", variant=0)
-            cells.append(
-                {
-                    "image": rows[place]["image"],
-                    "caption": caption,
-                    "score": result["score"],
-                    "correct": place == wanted,
-                }
-            )
-        shown.append({"language": tag, "language_name": LANGUAGE_NAMES[tag], "text": text, "results": cells})
-    queries.append({"heading": texts[LANGUAGES.index("en")], "rows": shown})
-    tables = []
-    for name, report in reports.items():
-        if isinstance(report, dict):
-            header = ["language", "R@1", "R@5", "R@10", "R@1 re-ranked"]
-            body = [
-                [LANGUAGE_NAMES[tag]]
-                + [f"{100 * figures[f'ir@{k}']:.1f}" for k in (1, 5, 10)]
-                + [f"{100 * report['reranked']['languages'][tag]['ir@1']:.1f}"]
-                for tag, figures in report["languages"].items()
-            ]
-            mrv = f"MRV {report['mrv']['std']:.2f}, re-ranked {report['reranked']['mrv']['std']:.2f}"
-            title = f"{name}: {report['gallery']} scenes, {report['near_duplicates']} near-duplicates; {mrv}"
-            tables.append({"title": title, "header": header, "rows": body})
-    return write_search_page(
-        path,
-        title="One scene, asked for in ten languages",
-        intro="Trained from scratch on drawn scenes. The colour-shape pairs asked for here were never together in "
-        "training, and every scene has twins that differ in one attribute.",
-        queries=queries,
-        tables=tables,
     )

@@ -67,7 +67,8 @@ class FeatureCache:
 
         Args:
             folder: parent folder; each combination of towers and data has its own below it.
-            model, processor: with their towers as they will stay.
+            model: with its towers as they will stay.
+            processor: its processor.
             dataset: map-style rows.
             batch_size: images or texts in one pass.
             bf16: compute under bfloat16 autocast.

@@ -26,14 +26,27 @@ from ccrk.losses_ccrk import (
 )
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
-# At temperature 0.001 losses reach hundreds, where neighbouring float32 numbers lie 3e-5 apart: hence the relative part.
+# At temperature 0.001 losses reach hundreds, where float32 numbers lie 3e-5 apart: hence the relative part.
 HIDDEN, OUTPUT = (2e-5, 0.0), (1e-5, 1e-6)
 GRADIENT = (1e-6, 1e-3)
 SHORT_NAMES = {
     "word_embeddings": "ccrk.text_model.embeddings.word_embeddings.weight",
     "decoder_bias": "mlm_head.bias",
 }
-BASE_NAMES = ["image_hidden_states", "text_hidden_states", "image_embeds", "text_embeds", "fusion_hidden_states_image0", "itm_logits", "mlm_logits", "loss_1_to_k", "loss_1_to_1_first_language", "loss_itm", "loss_cmlm", "loss_total"]
+BASE_NAMES = [
+    "image_hidden_states",
+    "text_hidden_states",
+    "image_embeds",
+    "text_embeds",
+    "fusion_hidden_states_image0",
+    "itm_logits",
+    "mlm_logits",
+    "loss_1_to_k",
+    "loss_1_to_1_first_language",
+    "loss_itm",
+    "loss_cmlm",
+    "loss_total",
+]
 
 
 @dataclass

@@ -151,9 +151,12 @@ def test_saving_again_keeps_everything(seen, work):
     assert all(torch.equal(weights[1][name], weight) for name, weight in weights[0].items())
 
 
-def test_plain_save_of_a_loaded_model_keeps_the_pipeline(work, tmp_path):
+def test_plain_save_of_a_loaded_model_names_no_pipeline_that_is_not_there(work, tmp_path):
     model = CCRkForPreTraining.from_pretrained(work / "model")
     assert not hasattr(model.config, "custom_pipelines")
     model.save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
+    assert "custom_pipelines" not in config
+    model.save_pretrained(work / "model")  # where the pipeline's file is, the name stays
+    config = json.loads((work / "model" / "config.json").read_text())
     assert "ccr-retrieval" in config["custom_pipelines"]

@@ -11,7 +11,24 @@ from transformers import PreTrainedTokenizerFast
 
 from ccrk import CCRkConfig, CCRkForPreTraining, CCRkImageProcessor, CCRkProcessor
 
-WORDS = ["red", "blue", "green", "dog", "cat", "boat", "rot", "blau", "Hund", "Katze", "Boot", "rouge", "bleu", "chien", "chat", "bateau"]
+WORDS = [
+    "red",
+    "blue",
+    "green",
+    "dog",
+    "cat",
+    "boat",
+    "rot",
+    "blau",
+    "Hund",
+    "Katze",
+    "Boot",
+    "rouge",
+    "bleu",
+    "chien",
+    "chat",
+    "bateau",
+]
 
 
 @pytest.fixture(scope="module")

@@ -82,12 +82,12 @@ def test_cached_features_train_as_the_towers_would(tmp_path, rows, processor, ma
     results = []
     for name, cached in (("plain", False), ("cached", True)):
         model = make_model()
-        args = arguments(tmp_path / name, freeze="towers", cache_features=cached, max_steps=6)
+        args = arguments(tmp_path / name, freeze="towers", cache_features=cached, max_steps=6, optim="sgd")
         train(model, processor, rows, args)
         results.append(weights(model))
     for name, value in results[0].items():
-        # features are kept in half precision
-        assert torch.allclose(value, results[1][name], atol=3e-4, rtol=2e-2), name
+        # features are kept in half precision; plain SGD, since Adam turns rounding noise into whole steps
+        assert torch.allclose(value, results[1][name], atol=1e-5, rtol=1e-3), name
 
 
 def test_cache_holds_the_features_and_is_found_again(tmp_path, rows, processor, make_model):
