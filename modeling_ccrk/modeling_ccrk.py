@@ -19,7 +19,7 @@ from .configuration_ccrk import CCRkConfig
 from .heads_ccrk import CCRkDefaultLinear, CCRkLMHead, CCRkMatchingHead, CCRkProjection, summarise
 from .image_tower_ccrk import CCRkImageTower
 from .losses_ccrk import MatchingPairs, matching_loss, mlm_loss, one_to_k, one_to_one, sample_matching_pairs
-from .text_layers_ccrk import CCRkFusionEncoder, CCRkImageStates, CCRkTextTower
+from .text_layers_ccrk import CCRkFusionEncoder, CCRkImageStates, CCRkTextTower, trim_padding
 from .towers_ccrk import load_towers, towers_config
 
 logger = logging.get_logger(__name__)
@@ -308,7 +308,8 @@ class CCRkModel(CCRkPreTrainedModel):
     ) -> torch.Tensor:
         """Matching logits (N, 2) of N pairs in one pass; every way to score pairs ends here."""
         mask = None if attention_mask is None else attention_mask[text_rows]
-        fused = self.fusion_model(text_hidden_states[text_rows], mask, image_states, image_rows)
+        hidden_states, mask = trim_padding(text_hidden_states[text_rows], mask)
+        fused = self.fusion_model(hidden_states, mask, image_states, image_rows)
         return self.itm_head(summarise(fused, mask, self.config.fusion_pooling))
 
     def match(

@@ -219,6 +219,17 @@ class CCRkImageStates:
         )
 
 
+def trim_padding(
+    hidden_states: torch.Tensor, attention_mask: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Cuts off the columns on the right that are padding in every text of (N, L, ...); it costs time and no more."""
+    if attention_mask is None or not len(attention_mask):
+        return hidden_states, attention_mask
+    used = attention_mask.any(0).nonzero()
+    length = int(used.max()) + 1 if len(used) else attention_mask.shape[1]
+    return hidden_states[:, :length], attention_mask[:, :length]
+
+
 class CCRkFusionEncoder(nn.Module):
     """Layers in which the tokens of a text attend to one another and to an image."""
 
