@@ -9,6 +9,7 @@ converted and loaded, in processes of their own.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import resource
 import subprocess
@@ -16,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+SHARED = Path(os.environ.get("CCRK_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+KEYMAP = SHARED / "reference" / "ccrk_keymap.txt"
 HEADS = {
     "vision_proj.weight": (256, 1024),
     "vision_proj.bias": (256,),
@@ -114,10 +117,13 @@ def load_and_run(out: Path) -> None:
 def main() -> None:
     """Runs the steps, each in a process of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--keymap", type=Path, required=True, help="list of the authors' keys and shapes")
+    parser.add_argument("--keymap", type=Path, default=KEYMAP, help="list of the authors' keys and shapes")
     parser.add_argument("--folder", type=Path, help="where to write (default: a temporary folder)")
     parser.add_argument("--step", choices=("write", "convert", "load"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if not args.keymap.is_file():
+        print(f"skipped: there is no key map '{args.keymap}'; name one with --keymap")
+        return
     if args.step:
         path, out = args.folder / "random.th", args.folder / "model"
         steps = {"write": lambda: write_checkpoint(args.keymap, path), "convert": lambda: convert(path, out)}

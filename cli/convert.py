@@ -29,9 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Converts and says what was done."""
     from ccrk.conversion_ccrk import convert_checkpoint
+    from ccrk.pipelines.registration import attach_pipeline
 
     tokenizer = None if args.tokenizer == "none" else args.tokenizer
     report = convert_checkpoint(args.checkpoint, args.out, config=args.config, tokenizer=tokenizer)
+    if tokenizer is not None:
+        attach_pipeline(args.out)
     print(f"{report.layout} checkpoint: {report.converted} tensors converted to {Path(args.out)}")
     print(f"{len(report.derived)} buffers left out (they are computed when the model is built)")
     if report.unused:

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = args.run(args)
         sys.stdout.flush()  # a closed pipe shows here rather than at exit, where nothing can catch it
         return code
-    except (OSError, ValueError, ModuleNotFoundError, KeyboardInterrupt) as error:
+    except (OSError, ValueError, ImportError, KeyboardInterrupt) as error:
         if isinstance(error, BrokenPipeError) and _stdout_is_closed():
             return EXIT_CLOSED_PIPE
         message = _explain(error)
@@ -93,6 +93,8 @@ def _explain(error: BaseException) -> str | None:
         if error.name is None or error.name.partition(".")[0] == "ccrk":
             return None
         return f"{error.name} is not installed; try: pip install 'ccrk[all]'"
+    if isinstance(error, ImportError):  # transformers names what is too old or missing
+        return " ".join(str(error).split())
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__

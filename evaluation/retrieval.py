@@ -109,8 +109,8 @@ def rerank_scores(model, features: RetrievalSet, language: str, cosine, top: int
         language: whose texts.
         cosine: (T, N) similarities.
         top: how many to re-score; those beyond keep their order, below.
-        rerank_score: `itm` (logit of a match less that of no match), `itm+sim` (the same plus similarity divided
-            by the temperature) or `sim`.
+        rerank_score: `itm` (logit of a match, as the authors rank), `itm+sim` (that logit less the one of no match,
+            plus similarity divided by the temperature) or `sim`.
         batch_size: pairs in one pass.
     """
     if rerank_score not in RERANK_SCORES:
@@ -119,7 +119,7 @@ def rerank_scores(model, features: RetrievalSet, language: str, cosine, top: int
     candidates = cosine.topk(min(top, cosine.shape[1]), dim=1).indices
     hidden = features.hidden[language]
     order = sorted(range(len(hidden)), key=lambda i: len(hidden[i]))
-    itm = torch.empty(candidates.shape)
+    itm = torch.empty((*candidates.shape, 2))
     texts_at_once = max(1, batch_size // candidates.shape[1])
     for start in range(0, len(order), texts_at_once):
         part = order[start : start + texts_at_once]
@@ -136,9 +136,10 @@ def rerank_scores(model, features: RetrievalSet, language: str, cosine, top: int
             pairs=pairs,
             batch_size=batch_size,
         ).float()
-        itm[part] = (logits[:, 1] - logits[:, 0]).view(len(part), -1).cpu()
+        itm[part] = logits.view(len(part), -1, 2).cpu()
     similarity = cosine.gather(1, candidates) / float(retriever.temperature)
-    new = {"itm": itm, "itm+sim": itm + similarity, "sim": similarity}[rerank_score]
+    both = itm[..., 1] - itm[..., 0] + similarity
+    new = {"itm": itm[..., 1], "itm+sim": both, "sim": similarity}[rerank_score]
     scores = cosine.clone()
     # cosine is at least -1, so a shift puts every re-scored item above the rest whatever its score
     shifted = new - new.min() + cosine.max() + 1

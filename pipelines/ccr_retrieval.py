@@ -670,6 +670,19 @@ class CCRkRetrievalPipeline(Pipeline):
             results.append({"id": item.id, **entry, "score": item.score, **scores})
         return results
 
+    @classmethod
+    def custom_pipelines(cls) -> dict[str, dict]:
+        """What a model's configuration says of this pipeline, so that it can be found beside the weights."""
+        module = Path(sys.modules[cls.__module__].__file__).stem
+        return {
+            TASK: {
+                "impl": f"{module}.{cls.__name__}",
+                "pt": ["AutoModel"],
+                "default": {"model": list(DEFAULT_MODEL)},
+                "type": "multimodal",
+            }
+        }
+
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Saves model, processor and this file, so that `pipeline(..., trust_remote_code=True)` needs no package.
 
@@ -686,14 +699,7 @@ class CCRkRetrievalPipeline(Pipeline):
         if os.path.isfile(save_directory):
             raise NotADirectoryError(f"'{save_directory}' is a file; a model is saved to a folder")
         os.makedirs(save_directory, exist_ok=True)
-        self.model.config.custom_pipelines = {
-            TASK: {
-                "impl": f"{Path(sys.modules[type(self).__module__].__file__).stem}.{type(self).__name__}",
-                "pt": ["AutoModel"],
-                "default": {"model": list(DEFAULT_MODEL)},
-                "type": "multimodal",
-            }
-        }
+        self.model.config.custom_pipelines = self.custom_pipelines()
         custom_object_save(self, save_directory)
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)

@@ -101,8 +101,8 @@ def train_tokenizer(scenes: list[Scene], vocab_size: int = 1500) -> PreTrainedTo
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.normalizer = normalizers.NFKC()
-    # a character of Chinese or Japanese is a token: merged ones would hold a colour and its shape, and the pairs of the
-    # evaluation would be words never seen
+    # a character of Chinese or Japanese is a token: merged ones would hold a colour and its shape, and the pairs of
+    # the evaluation would be words never seen
     alone = pre_tokenizers.Split(Regex(r"[\p{Han}\p{Hiragana}\p{Katakana}ー]"), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), alone])
     texts = [text for scene in scenes for tag in LANGUAGES for text in variants(scene, tag)]

@@ -23,8 +23,17 @@ def fingerprint(model, processor, dataset) -> str:
     digest.update(json.dumps(processor.to_dict(), sort_keys=True, default=str).encode())
     for row in dataset:
         texts = [(caption["language"], caption["text"]) for caption in row["captions"]]
-        digest.update(json.dumps([str(row.get("image_id")), str(row["image"]), texts]).encode())
+        digest.update(json.dumps([str(row.get("image_id")), texts]).encode())
+        digest.update(_image_identity(row["image"]))
     return digest.hexdigest()[:16]
+
+
+def _image_identity(image) -> bytes:
+    """Bytes that change when an image does: its pixels, or the path, size and time of its file."""
+    if isinstance(image, (str, os.PathLike)):
+        status = os.stat(image)
+        return f"{os.fspath(image)} {status.st_size} {status.st_mtime_ns}".encode()
+    return np.ascontiguousarray(image).tobytes()
 
 
 class FeatureCache:

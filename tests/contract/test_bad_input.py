@@ -271,7 +271,9 @@ def outcome(bench: Bench, name: str) -> tuple[str, BaseException | None]:
     try:
         result = action(bench)
     except Exception as error:
-        return f"{type(error).__name__}: {error}".replace(str(bench.folder) + "/", ""), error
+        return f"{type(error).__name__}: {error}".replace(str(bench.folder) + "/", "").replace(
+            str(bench.folder), "FOLDER"
+        ), error
     if isinstance(result, torch.Tensor):
         return f"accepted, {tuple(result.shape)}", None
     return "accepted" if not isinstance(result, list) else f"accepted, {len(result)} result(s)", None

@@ -35,8 +35,9 @@ def plain_ranks(model, processor, rows, language, top, score):
             order = list(np.argsort(-cosine, kind="stable"))
             if top:
                 logits = model.match(images, **text)[:, 0]
-                itm = (logits[:, 1] - logits[:, 0]).numpy()
-                combined = itm + (cosine / model.retriever.temperature.item() if score == "itm+sim" else 0)
+                combined = logits[:, 1].numpy()
+                if score == "itm+sim":
+                    combined = combined - logits[:, 0].numpy() + cosine / model.retriever.temperature.item()
                 order[:top] = sorted(order[:top], key=lambda i: -combined[i])
             ranks.append(order.index(target))
     return np.array(ranks)

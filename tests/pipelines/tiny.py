@@ -28,7 +28,9 @@ def build_processor() -> CCRkProcessor:
     """A processor whose tokenizer is trained on `CAPTIONS`."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.train_from_iterator(CAPTIONS, trainers.BpeTrainer(vocab_size=90, special_tokens=SPECIAL))
+    tokenizer.train_from_iterator(
+        CAPTIONS, trainers.BpeTrainer(vocab_size=90, special_tokens=SPECIAL, show_progress=False)
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
