@@ -43,7 +43,7 @@ class DemoPlan:
     batch_size: int = 96
     texts_per_image: int = 4
     learning_rate: float = 2e-3
-    matching_images: int | None = 32
+    matching_images: int | None = 48
     image_size: int = 64
     architecture: str = "convnext_atto"
     tower: dict = field(
