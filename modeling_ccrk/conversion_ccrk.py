@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from .configuration_ccrk import PAPER_TEXT_CONFIG, CCRkConfig
-from .modeling_ccrk import CCRkForPreTraining, CCRkModel, CCRkPreTrainedModel
+from .modeling_ccrk import CCRkForPreTraining, CCRkModel
+from .pretrained_ccrk import CCRkPreTrainedModel
 
 # buffers that our modules make themselves
 DERIVED = re.compile(r"(\.relative_position_index|\.attn_mask|\.position_ids)$")

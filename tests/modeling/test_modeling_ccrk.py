@@ -554,3 +554,14 @@ def test_signatures_name_the_vocabulary_of_a_batch():
     assert names <= set(inspect.signature(CCRkModel.forward).parameters)
     names |= {"masked_input_ids", "mlm_labels"}
     assert names <= set(inspect.signature(CCRkForPreTraining.forward).parameters)
+
+
+def test_padding_shared_by_all_masked_texts_costs_nothing_and_changes_nothing(tiny_model, masked_batch):
+    model, batch = tiny_model(CCRkForPreTraining), masked_batch()
+    expected = model(**batch, return_loss=True, matching_pairs=PAIRS).loss_mlm
+    for name, filler in (("input_ids", 1), ("masked_input_ids", 1), ("attention_mask", 0), ("mlm_labels", -100)):
+        batch[name] = functional.pad(batch[name], (0, 3), value=filler)
+    lengths = []
+    model.ccrk.fusion_model.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
+    close(model(**batch, return_loss=True, matching_pairs=PAIRS).loss_mlm, expected)
+    assert max(lengths) <= batch["input_ids"].shape[1] - 3
