@@ -87,11 +87,14 @@ class FeatureCache:
             ValueError: if an image cannot be read or a feature is not finite.
         """
         folder = Path(folder) / fingerprint(model, processor, dataset)
+        if _is_complete(folder, len(dataset)):
+            return cls(folder)
         folder.mkdir(parents=True, exist_ok=True)
         was_training = model.training
         model.eval()
         try:
-            with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            device = model.retriever.device.type
+            with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
                 tokens = _write_layout(folder, processor, dataset)
                 _write_images(folder, model.retriever, processor, dataset, batch_size)
                 _write_texts(folder, model.retriever, tokens, batch_size)
@@ -126,6 +129,14 @@ def _progress(folder: Path, key: str, value: int | None = None) -> int:
         temporary.write_text(json.dumps(state))
         os.replace(temporary, path)
     return state.get(key, 0)
+
+
+def _is_complete(folder: Path, rows: int) -> bool:
+    """Whether every image and every text of the data set is there; then not even its captions are tokenized."""
+    offsets = folder / "offsets.npy"
+    if not offsets.exists() or _progress(folder, "images") < rows:
+        return False
+    return _progress(folder, "texts") == len(np.load(offsets, mmap_mode="r")) - 1
 
 
 def _open_array(path: Path, shape: tuple[int, ...]) -> np.memmap:

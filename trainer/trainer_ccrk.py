@@ -64,6 +64,11 @@ class CCRkTrainer(Trainer):
         """Trains as `Trainer.train` does; with `cache_features`, the towers' output is computed first."""
         if self.args.cache_features and not isinstance(self.train_dataset, CachedRows):
             folder = self.args.feature_cache_dir or Path(self.args.output_dir) / "feature_cache"
+            if not isinstance(self.data_collator, CCRkDataCollator):
+                raise ValueError(
+                    f"cache_features needs a CCRkDataCollator, which reads the cache; "
+                    f"data_collator is a {type(self.data_collator).__name__}"
+                )
             self.data_collator.cache = FeatureCache.build(
                 folder, self.model, self.processing_class, self.train_dataset, bf16=self.args.bf16
             )
@@ -101,7 +106,7 @@ class CCRkTrainer(Trainer):
             for name, values in self._partial_losses.items():
                 logs[name] = round(torch.stack(values).mean().item(), 4)
             self._partial_losses.clear()
-            logs["temperature"] = round(float(self.model.retriever.temperature), 5)
+            logs["temperature"] = round(self.model.retriever.temperature.item(), 5)
         super().log(logs, start_time)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:

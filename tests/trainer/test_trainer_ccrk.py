@@ -9,9 +9,10 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, default_data_collator
 
 from ccrk import CCRkForPreTraining, CCRkModel, CCRkTrainer, CCRkTrainingArguments
+from ccrk.trainer import feature_cache
 from ccrk.trainer.feature_cache import FeatureCache
 
 
@@ -90,7 +91,7 @@ def test_cached_features_train_as_the_towers_would(tmp_path, rows, processor, ma
         assert torch.allclose(value, results[1][name], atol=1e-5, rtol=1e-3), name
 
 
-def test_cache_holds_the_features_and_is_found_again(tmp_path, rows, processor, make_model):
+def test_cache_holds_the_features_and_is_found_again(tmp_path, rows, processor, make_model, monkeypatch):
     model = make_model().eval()
     cache = FeatureCache.build(tmp_path, model, processor, rows, batch_size=5)
     folders = list(tmp_path.iterdir())
@@ -106,10 +107,25 @@ def test_cache_holds_the_features_and_is_found_again(tmp_path, rows, processor, 
                 assert torch.allclose(cache.text_states(row, place), text[place, :length], atol=4e-3, rtol=1e-3)
                 assert cache.token_ids(row, place).tolist() == batch["input_ids"][place, :length].tolist()
     model.retriever.vision_model.forward = None  # computing again would fail
+    monkeypatch.setattr(feature_cache, "_write_layout", None)  # and so would tokenizing again
     FeatureCache.build(tmp_path, model, processor, rows, batch_size=5)
+    monkeypatch.undo()
     del model.retriever.vision_model.forward
     FeatureCache.build(tmp_path, model, processor, rows[:6], batch_size=5)
     assert len(list(tmp_path.iterdir())) == len(folders) + 1
+
+
+def test_a_cache_needs_the_collator_that_reads_it(tmp_path, rows, processor, make_model):
+    args = arguments(tmp_path, freeze="towers", cache_features=True, max_steps=1)
+    trainer = CCRkTrainer(
+        model=make_model(),
+        args=args,
+        train_dataset=rows,
+        processing_class=processor,
+        data_collator=default_data_collator,
+    )
+    with pytest.raises(ValueError, match="data_collator is a function"):
+        trainer.train()
 
 
 def test_a_cache_goes_on_where_it_was_cut_off(tmp_path, rows, processor, make_model):
