@@ -55,6 +55,20 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     return parser
 
 
+def parse(argv: Sequence[str], command: str | None) -> argparse.Namespace:
+    """Parse a command line; bare words may also follow the options of a command that takes a list of them (`words`).
+
+    `argparse` fills a list of bare words at the first of them, and refuses those that come after an option.
+    """
+    parser = build_parser(command)
+    args, rest = parser.parse_known_args(argv)
+    if rest and not (hasattr(args, "words") and all(not word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        args.words += rest
+    return args
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line.
 
@@ -69,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Options before the command take no value, so the first bare word is the command.
     command = next((word for word in argv if not word.startswith("-")), None)
     try:
-        args = build_parser(command).parse_args(argv)
+        args = parse(argv, command)
         code = args.run(args)
         sys.stdout.flush()  # a closed pipe shows here rather than at exit, where nothing can catch it
         return code

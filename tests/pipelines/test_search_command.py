@@ -30,6 +30,18 @@ def test_photos_by_texts(saved, folder, search, capsys):
         assert [r["score"] for r in line["results"]] == pytest.approx([r["score"] for r in row], abs=1e-4)
 
 
+def test_options_stand_anywhere(saved, folder, capsys):
+    """`argparse` by itself takes the gallery for the last bare word as soon as an option follows it."""
+    printed = []
+    for words in (["--top-k", "2", str(folder), "a dog", "sun"], [str(folder), "--top-k", "2", "a dog", "sun"]):
+        assert main(["search", "--json", str(saved), *words]) == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] and printed[0].count("\n") == 2
+    with pytest.raises(SystemExit):
+        main(["search", str(saved), str(folder), "--nonsense", "a dog"])
+    assert "--nonsense" in capsys.readouterr().err
+
+
 def test_captions_by_photo_as_a_table(saved, folder, captions, search, tmp_path, capsys):
     file = tmp_path / "captions.txt"
     file.write_text("\n".join(captions) + "\n\n", encoding="utf-8")
