@@ -16,6 +16,22 @@ The data are JSON Lines, one photo a line: {"image": "photos/1.jpg", "id": "1", 
 towers --cache-features the towers' output is computed once, and the rest trains at a fraction of the cost."""
 
 
+NEW_MODEL_OPTIONS = {
+    "image_tower": None,
+    "text_tower": None,
+    "text_layers": None,
+    "fusion_layers": None,
+    "pooling": "first",
+    "projection_dim": 256,
+    "projection_hidden": None,
+    "projection_dropout": 0.0,
+    "fusion_image_norm": False,
+    "text_prefix": "",
+    "max_length": 64,
+}
+"""Options that shape a new model, and their defaults; they mean nothing for one that is there already."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `ccrk train`."""
     data = parser.add_argument_group("data")
@@ -38,6 +54,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--projection-dim", type=int, default=256, help="length of embeddings (default: 256)")
     model.add_argument(
         "--projection-hidden", type=int, help="width of a hidden layer in the projections (default: none)"
+    )
+    model.add_argument(
+        "--projection-dropout", type=float, default=0.0, help="dropout in the projections; 0.3 for frozen towers"
+    )
+    model.add_argument(
+        "--fusion-image-norm", action="store_true", help="for image towers that do not end in a norm, as most CNNs"
     )
     model.add_argument("--text-prefix", default="", help='put before every text, such as "query: " for E5 towers')
     model.add_argument("--max-length", type=int, default=64, help="tokens per text (default: 64)")
@@ -156,6 +178,10 @@ def load_model(args: argparse.Namespace):
 
     model_class = CCRkForPreTraining if args.mlm_weight else CCRkModel
     if args.model:
+        given = [name for name, default in NEW_MODEL_OPTIONS.items() if getattr(args, name) != default]
+        if given:
+            words = ", ".join("--" + name.replace("_", "-") for name in given)
+            raise ValueError(f"{words}: these shape a new model, but --model goes on from '{args.model}' as it is")
         return model_class.from_pretrained(args.model), AutoProcessor.from_pretrained(args.model)
     if not (args.image_tower and args.text_tower):
         raise ValueError("say what to start from: --model, or both --image-tower and --text-tower")
@@ -168,6 +194,8 @@ def load_model(args: argparse.Namespace):
         fusion_pooling=args.pooling,
         projection_dim=args.projection_dim,
         projection_hidden_size=args.projection_hidden,
+        projection_dropout=args.projection_dropout,
+        fusion_image_norm=args.fusion_image_norm,
     )
     processor = CCRkProcessor(
         CCRkImageProcessor.from_tower(args.image_tower, model.config.image_size),

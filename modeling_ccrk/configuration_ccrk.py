@@ -89,10 +89,15 @@ class CCRkConfig(PreTrainedConfig):
         projection_dim (`int`): D, length of the embeddings that are compared.
         projection_hidden_size (`int`, *optional*): width of a hidden layer in both projections. Without it they are
             linear, as the authors' are.
+        projection_dropout (`float`): dropout in training before each linear layer of both projections. None in the
+            authors' model; with frozen towers and some thousand photos, heads without it overfit.
         position_offset (`int`): id of the first position. 0 for the authors' checkpoints and BERT, `pad_token_id + 1`
             for towers that were trained as XLM-R.
         text_pooling (`"first"` or `"mean"`): what summarises a text: its first token, or the mean over its tokens.
         fusion_pooling (`"first"` or `"mean"`): the same for the fusion encoder's output.
+        fusion_image_norm (`bool`): image tokens are layer-normalised (without weights) before the fusion encoder turns
+            them into keys and values. Off for towers that end in a norm, as Swin and ViT do; one that does not, such
+            as a ResNet, may give tokens so small or so sparse that matching hardly sees the image.
         temperature_init (`float`): initial value of the learnable temperature that divides the logits.
         temperature_range (list of two `float`, *optional*): the temperature is clamped to it at every training step
             of `CCRkForPreTraining`, as the authors do; `CCRkModel` leaves it free.
@@ -114,9 +119,11 @@ class CCRkConfig(PreTrainedConfig):
     num_fusion_layers: int = 6
     projection_dim: int = 256
     projection_hidden_size: int | None = None
+    projection_dropout: float | int = 0.0
     position_offset: int = 0
     text_pooling: Literal["first", "mean"] = "first"
     fusion_pooling: Literal["first", "mean"] = "first"
+    fusion_image_norm: bool = False
     temperature_init: float | int = 0.07
     temperature_range: list[float | int] | tuple[float | int, ...] | None = (0.001, 0.5)
     contrastive_variant: Literal["official", "balanced", "one-to-one"] = "official"
@@ -164,6 +171,8 @@ class CCRkConfig(PreTrainedConfig):
                 f"num_text_layers is {self.num_text_layers} and num_fusion_layers {self.num_fusion_layers}; "
                 "at least 0 and 1 are needed"
             )
+        if not 0 <= self.projection_dropout < 1:
+            raise ValueError(f"projection_dropout is {self.projection_dropout}; it is a share from 0 to below 1")
 
     @property
     def image_size(self) -> int:

@@ -14,7 +14,7 @@ class CCRkDefaultLinear(nn.Linear):
 
 
 class CCRkProjection(nn.Sequential):
-    """Projection of a summary to the shared space: linear, or with one hidden layer."""
+    """Projection of a summary to the shared space: linear, or with one hidden layer; in training with dropout."""
 
     def __init__(self, in_features: int, config: CCRkConfig):
         hidden = config.projection_hidden_size
@@ -24,6 +24,15 @@ class CCRkProjection(nn.Sequential):
             super().__init__(
                 CCRkDefaultLinear(in_features, hidden), nn.GELU(), CCRkDefaultLinear(hidden, config.projection_dim)
             )
+        self.dropout = config.projection_dropout
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Projects (N, in_features) to (N, projection_dim), dropping features before each linear layer."""
+        for layer in self:
+            if isinstance(layer, nn.Linear):
+                states = nn.functional.dropout(states, self.dropout, self.training)
+            states = layer(states)
+        return states
 
 
 class CCRkMatchingHead(nn.Sequential):

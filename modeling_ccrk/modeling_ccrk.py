@@ -66,7 +66,9 @@ class CCRkModel(CCRkPreTrainedModel):
         text = config.text_config
         self.vision_model = CCRkImageTower(config.vision_config)
         self.text_model = CCRkTextTower(text, config.num_text_layers, config.position_offset)
-        self.fusion_model = CCRkFusionEncoder(text, config.num_fusion_layers, self.vision_model.hidden_size)
+        self.fusion_model = CCRkFusionEncoder(
+            text, config.num_fusion_layers, self.vision_model.hidden_size, config.fusion_image_norm
+        )
         self.visual_projection = CCRkProjection(self.vision_model.hidden_size, config)
         self.text_projection = CCRkProjection(text.hidden_size, config)
         self.temperature = nn.Parameter(torch.tensor(float(config.temperature_init)))

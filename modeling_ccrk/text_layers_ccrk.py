@@ -231,15 +231,18 @@ def trim_padding(
 
 
 class CCRkFusionEncoder(nn.Module):
-    """Layers in which the tokens of a text attend to one another and to an image."""
+    """Layers in which the tokens of a text attend to one another and to an image; see `fusion_image_norm`."""
 
-    def __init__(self, config: PreTrainedConfig, num_layers: int, image_width: int):
+    def __init__(self, config: PreTrainedConfig, num_layers: int, image_width: int, normalize_images: bool = False):
         super().__init__()
         self.config = config
+        self.normalize_images = normalize_images
         self.layer = nn.ModuleList(CCRkLayer(config, image_width) for _ in range(num_layers))
 
     def image_states(self, image_hidden_states: torch.Tensor) -> CCRkImageStates:
         """Keys and values of every layer for image tokens (B, 1 + P, image_width)."""
+        if self.normalize_images:
+            image_hidden_states = nn.functional.layer_norm(image_hidden_states, image_hidden_states.shape[-1:])
         pairs = [layer.crossattention.self.keys_values(image_hidden_states) for layer in self.layer]
         return CCRkImageStates(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs))
 

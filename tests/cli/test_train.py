@@ -68,3 +68,12 @@ def test_nothing_to_start_from(tmp_path, capsys):
     data.write_text(json.dumps({"image": "a.png", "captions": {"en": "a"}}))
     assert main(["train", "--data", str(data), "--out", str(tmp_path / "out")]) == 2
     assert "--image-tower" in capsys.readouterr().err
+
+
+def test_options_of_a_new_model_do_not_go_with_one_that_is_there(tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes(b"x")
+    data = tmp_path / "data.jsonl"
+    data.write_text(json.dumps({"image": "a.png", "captions": {"en": "a"}}))
+    words = ["--data", str(data), "--out", str(tmp_path / "out"), "--model", str(tmp_path)]
+    assert main(["train", *words, "--text-prefix", "query: ", "--pooling", "mean"]) == 2
+    assert "--pooling, --text-prefix: these shape a new model" in capsys.readouterr().err

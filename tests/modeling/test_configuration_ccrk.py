@@ -94,6 +94,8 @@ def test_parts_as_none_dict_or_object():
         {"num_text_layers": None},
         {"text_pooling": "last"},
         {"fusion_pooling": "max"},
+        {"fusion_image_norm": "yes"},
+        {"projection_dropout": "0.1"},
         {"contrastive_variant": "k-to-1"},
         {"positive_choice": 1},
         {"temperature_init": "warm"},

@@ -78,6 +78,23 @@ def test_features(model_class, tiny_model, tiny_batch):
     assert output.loss is None and "loss" not in output
 
 
+@pytest.mark.parametrize("hidden", [None, 20])
+def test_dropout_in_the_projections_is_for_training_alone(tiny_model, hidden):
+    plain = tiny_model(projection_hidden_size=hidden)
+    model = tiny_model(projection_hidden_size=hidden, projection_dropout=0.5)
+    assert list(model.state_dict()) == list(plain.state_dict())
+    model.load_state_dict(plain.state_dict())
+    summary = torch.randn(64, model.vision_model.hidden_size)
+    expected = plain.visual_projection(summary)
+    assert torch.equal(model.visual_projection(summary), expected)
+    model.train()
+    mean = torch.stack([model.visual_projection(summary) for _ in range(2)])
+    assert not torch.allclose(mean[0], mean[1], atol=1e-3)
+    if hidden is None:  # of a linear map, dropout keeps the expectation
+        many = torch.stack([model.visual_projection(summary[:2]) for _ in range(4000)]).mean(0)
+        close(many, expected[:2], atol=0.06)
+
+
 def test_padding_changes_no_result(tiny_model, masked_batch):
     model, batch = tiny_model(CCRkForPreTraining), masked_batch()
     expected = model(**batch, matching_pairs=PAIRS)

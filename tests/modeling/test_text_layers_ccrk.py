@@ -92,3 +92,17 @@ def test_image_states_join_select_and_move(text_config):
         torch.testing.assert_close(ours, theirs)
     assert whole.to(torch.bfloat16).values[1].dtype == torch.bfloat16
     assert torch.equal(whole.select(torch.tensor([3, 1])).keys[1], whole.keys[1][[3, 1]])
+
+
+def test_normalised_images_have_no_scale(text_config):
+    torch.manual_seed(0)
+    plain, norm = CCRkFusionEncoder(text_config, 2, 5), CCRkFusionEncoder(text_config, 2, 5, normalize_images=True)
+    norm.load_state_dict(plain.state_dict())
+    images = torch.randn(3, 4, 5) + 2
+    states = norm.image_states(images)
+    scaled = norm.image_states(50 * images)
+    for ours, theirs in zip(scaled.keys + scaled.values, states.keys + states.values, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    by_hand = (images - images.mean(-1, keepdim=True)) / images.var(-1, correction=0, keepdim=True).add(1e-5).sqrt()
+    torch.testing.assert_close(states.keys[1], plain.image_states(by_hand).keys[1])
+    assert not torch.allclose(plain.image_states(images).keys[0], states.keys[0], atol=1e-2)
