@@ -80,16 +80,23 @@ class SceneRows(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.scenes)
 
+    def _random(self, index: int, what: str) -> random.Random:
+        return random.Random(f"{self.seed}-{index}-{what}")
+
+    def captions(self, index: int) -> list[dict]:
+        """The captions of a row, one in each language; none beyond the described rows."""
+        if index >= self.described:
+            return []
+        scene, rng, captions = self.scenes[index], self._random(index, "wording"), []
+        for tag in LANGUAGES:
+            wording = {"rng": rng} if rng.random() < self.varied else {"variant": 0}
+            captions.append({"language": tag, "text": describe(scene, tag, **wording)})
+        return captions
+
     def __getitem__(self, index: int) -> dict:
-        scene = self.scenes[index]
-        rng = random.Random(f"{self.seed}-{index}")
-        captions = []
-        if index < self.described:
-            for tag in LANGUAGES:
-                wording = {"rng": rng} if rng.random() < self.varied else {"variant": 0}
-                captions.append({"language": tag, "text": describe(scene, tag, **wording)})
-        image = draw_scene(scene, size=self.size, seed=rng.randrange(2**31))
-        return {"image": image, "image_id": scene.key, "captions": captions}
+        scene, seed = self.scenes[index], self._random(index, "drawing").randrange(2**31)
+        image = draw_scene(scene, size=self.size, seed=seed)
+        return {"image": image, "image_id": scene.key, "captions": self.captions(index)}
 
 
 def training_scenes(count: int, seed: int, family: int = 3) -> list[Scene]:

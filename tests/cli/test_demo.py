@@ -7,9 +7,9 @@ import json
 from transformers import pipeline
 
 from ccrk.cli.demo import run_demo
-from ccrk.data.scene_captions import LANGUAGES, describe, variants
-from ccrk.data.scenes import HELD_OUT_PAIRS, sample_scenes
-from ccrk.trainer.demo import DemoPlan, SceneRows, galleries, train_tokenizer
+from ccrk.data.scene_captions import LANGUAGES, describe
+from ccrk.data.scenes import HELD_OUT_PAIRS, count_near_duplicates, sample_scenes
+from ccrk.trainer.demo import DemoPlan, SceneRows, galleries, train_tokenizer, training_scenes
 
 
 def test_a_short_run(tmp_path):
@@ -40,20 +40,44 @@ def test_a_row_is_always_drawn_alike():
     assert rows[3]["image"].tobytes() != rows[4]["image"].tobytes()
 
 
-def test_no_token_holds_a_colour_and_a_shape():
-    """Held-out pairs must be readable from tokens that occurred in training, also where no space parts the words.
+def test_every_token_of_the_evaluation_occurs_in_training():
+    """Held-out pairs are read from tokens that training knows, also where no space parts the words.
 
-    (In Russian the feminine forms of orange occur with held-out pairs alone, so other languages are not asked for it.)
+    The one exception is the neuter of orange and yellow in Russian, whose only neuter shape is the heart.
     """
-    tokenizer = train_tokenizer(sample_scenes(800, seed=0, unique=False))
+    tokenizer = train_tokenizer(training_scenes(800, seed=0))
     seen: set[int] = set()
-    for scene in sample_scenes(1000, seed=5, unique=False):
+    for scene in training_scenes(3000, seed=0):
         for tag in LANGUAGES:
-            for text in variants(scene, tag):
-                seen |= set(tokenizer(text)["input_ids"])
-    for scene in sample_scenes(100, seed=1, held_out=True):
+            seen.update(tokenizer(describe(scene, tag, variant=0))["input_ids"])
+    asked = 0
+    for scene in sample_scenes(300, seed=1, held_out=True):
         for tag in LANGUAGES:
+            if tag == "ru" and scene.pairs & {("orange", "heart"), ("yellow", "heart")}:
+                continue
             ids = tokenizer(describe(scene, tag, variant=0))["input_ids"]
             assert tokenizer.unk_token_id not in ids
-            if tag in ("zh", "ja"):
-                assert len(set(ids) - seen) == 0, (tag, tokenizer.convert_ids_to_tokens(ids))
+            assert not set(ids) - seen, (tag, tokenizer.convert_ids_to_tokens(ids))
+            asked += 1
+    assert asked > 2900
+
+
+def test_wordings_vary_as_much_as_told():
+    scenes = sample_scenes(200, seed=0, unique=False)
+    first = [[describe(scene, tag, variant=0) for tag in LANGUAGES] for scene in scenes]
+    for varied, least, most in ((0.0, 1.0, 1.0), (0.5, 0.5, 0.75), (1.0, 0.1, 0.35)):
+        rows = SceneRows(scenes, 64, 0, varied=varied)
+        same = [
+            caption["text"] == text
+            for row, texts in zip(map(rows.captions, range(len(rows))), first, strict=True)
+            for caption, text in zip(row, texts, strict=True)
+        ]
+        assert least <= sum(same) / len(same) <= most, varied
+
+
+def test_families_stand_together_and_hold_no_pair_of_the_evaluation():
+    scenes = training_scenes(300, seed=4)
+    assert len(scenes) == 300 and not any(scene.pairs & HELD_OUT_PAIRS for scene in scenes)
+    assert scenes != training_scenes(300, seed=5)
+    near = [count_near_duplicates(list(pair)) for pair in zip(scenes, scenes[1:], strict=False)]
+    assert sum(near) > 80  # each third scene starts a family; its twins follow it

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import collections
 import json
+import runpy
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -265,30 +267,15 @@ def keymap_sections(path) -> dict[str, dict[str, tuple[int, ...]]]:
     return sections
 
 
-# the heads are not in the file; their shapes are those of the paper's model
-HEADS = {
-    "vision_proj.weight": (256, 1024),
-    "vision_proj.bias": (256,),
-    "text_proj.weight": (256, 1024),
-    "text_proj.bias": (256,),
-    "temp": (),
-    "itm_head.0.weight": (2048, 1024),
-    "itm_head.0.bias": (2048,),
-    "itm_head.1.weight": (2048,),
-    "itm_head.1.bias": (2048,),
-    "itm_head.3.weight": (2, 2048),
-    "itm_head.3.bias": (2,),
-}
-
-
 @pytest.mark.parametrize("layout", ["pretraining", "finetuning"])
 def test_every_key_of_the_authors_has_one_place(layout, paper_model, shared):
+    heads = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "paper_size.py"))["HEADS"]
     sections = list(keymap_sections(shared / "reference" / "ccrk_keymap.txt").values())
     assert [len(section) for section in sections] == [362, 362, 265, 258]
     if layout == "pretraining":
-        names, model, prefix = {**sections[0], **sections[2], **HEADS}, paper_model, "ccrk."
+        names, model, prefix = {**sections[0], **sections[2], **heads}, paper_model, "ccrk."
     else:
-        names, prefix = {**sections[1], **sections[3], **HEADS}, ""
+        names, prefix = {**sections[1], **sections[3], **heads}, ""
         with torch.device("meta"):
             model = CCRkModel(CCRkConfig(image_size=384))
     places = {name: rename(name, 6, prefix) for name in names if not DERIVED.search(name)}
