@@ -141,6 +141,7 @@ def run(args: argparse.Namespace) -> int:
         save_total_limit=1,
         logging_steps=20,
         dataloader_drop_last=True,
+        dataloader_pin_memory=torch.cuda.is_available(),  # pinned memory without a device is a warning each epoch
         report_to="none",
     )
     trainer = CCRkTrainer(model=model, args=arguments, train_dataset=train_set, processing_class=processor)

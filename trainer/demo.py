@@ -33,6 +33,7 @@ class DemoPlan:
         steps, batch_size, texts_per_image: training.
         learning_rate: of AdamW, with linear decay.
         matching_images: images of a batch that are matched.
+        negative_ramp: share of the steps over which matching negatives go from uniform to fully hard.
         varied_wording: share of captions in a wording drawn at random. With all of them so, ten languages have some
             seventy ways to say where things are, and a text tower this small does not learn word order in time.
         image_size: side of the drawn scenes in pixels.
@@ -46,6 +47,7 @@ class DemoPlan:
     texts_per_image: int = 4
     learning_rate: float = 2e-3
     matching_images: int | None = 32
+    negative_ramp: float = 0.3
     varied_wording: float = 0.2
     image_size: int = 64
     architecture: str = "resnet10t"
@@ -204,13 +206,14 @@ def train(plan: DemoPlan, folder: str | Path):
         weight_decay=0.02,
         texts_per_image=plan.texts_per_image,
         matching_images=plan.matching_images,
-        negative_ramp=0.3,
+        negative_ramp=plan.negative_ramp,
         train_sampling_strategy="sequential",  # the scenes are in random order; families stay together
         mask_ratio=0.3,
         seed=plan.seed,
         save_strategy="no",
         logging_steps=50,
         report_to="none",
+        dataloader_pin_memory=False,
         use_cpu=True,
     )
     rows = SceneRows(scenes, plan.image_size, plan.seed, varied=plan.varied_wording)
