@@ -98,9 +98,9 @@ def test_samples_depend_on_the_seed_only() -> None:
     assert sample_scenes(50, seed=1) != sample_scenes(50, seed=2)
     # Written down once: the same in every process and on every machine.
     assert [scene.key for scene in sample_scenes(3, seed=0)] == [
-        "3-black-star_above_1-purple-square",
+        "3-pink-flower_above_1-purple-triangle",
         "3-purple-star",
-        "3-green-flower_left_3-pink-heart",
+        "3-green-flower_left_3-pink-triangle",
     ]
 
 
