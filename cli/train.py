@@ -16,20 +16,20 @@ The data are JSON Lines, one photo a line: {"image": "photos/1.jpg", "id": "1", 
 towers --cache-features the towers' output is computed once, and the rest trains at a fraction of the cost."""
 
 
-NEW_MODEL_OPTIONS = {
-    "image_tower": None,
-    "text_tower": None,
-    "text_layers": None,
-    "fusion_layers": None,
-    "pooling": "first",
-    "projection_dim": 256,
-    "projection_hidden": None,
-    "projection_dropout": 0.0,
-    "fusion_image_norm": False,
-    "text_prefix": "",
-    "max_length": 64,
-}
-"""Options that shape a new model, and their defaults; they mean nothing for one that is there already."""
+NEW_MODEL_OPTIONS = (
+    "image_tower",
+    "text_tower",
+    "text_layers",
+    "fusion_layers",
+    "pooling",
+    "projection_dim",
+    "projection_hidden",
+    "projection_dropout",
+    "fusion_image_norm",
+    "text_prefix",
+    "max_length",
+)
+"""Options that shape a new model; they mean nothing for one that is there already."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -179,7 +179,9 @@ def load_model(args: argparse.Namespace):
 
     model_class = CCRkForPreTraining if args.mlm_weight else CCRkModel
     if args.model:
-        given = [name for name, default in NEW_MODEL_OPTIONS.items() if getattr(args, name) != default]
+        defaults = argparse.ArgumentParser()
+        add_arguments(defaults)
+        given = [name for name in NEW_MODEL_OPTIONS if getattr(args, name) != defaults.get_default(name)]
         if given:
             words = ", ".join("--" + name.replace("_", "-") for name in given)
             raise ValueError(f"{words}: these shape a new model, but --model goes on from '{args.model}' as it is")

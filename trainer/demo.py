@@ -34,8 +34,8 @@ class DemoPlan:
         learning_rate: of AdamW, with linear decay.
         matching_images: images of a batch that are matched.
         negative_ramp: share of the steps over which matching negatives go from uniform to fully hard.
-        varied_wording: share of captions in a wording drawn at random. With all of them so, ten languages have some
-            seventy ways to say where things are, and a text tower this small does not learn word order in time.
+        varied_wording: share of captions in a wording drawn at random. With all of them so, ten languages have eighty
+            ways to say where things are, and a text tower this small does not learn word order in time.
         image_size: side of the drawn scenes in pixels.
         scenes: evaluation scenes.
         rerank: images re-scored for each query.
