@@ -1,48 +1,26 @@
-"""Photos with captions in several languages, read from files into one schema.
-
-A row is `{"image": path, "image_id": str, "captions": [{"language": str, "text": str, "source": str}, ...]}`.
-"""
+"""Photos with captions in several languages, as JSON Lines, one photo a line."""
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+from ccrk.data.names import list_files
+from ccrk.data.references import Base64Line, ImageFolder
+from ccrk.data.report import NO_CAPTIONS, SkipReport
+from ccrk.data.rows import (
+    CaptionDataset,
+    JsonLine,
+    Row,
+    caption_items,
+    checked,
+    kept_captions,
+    passing,
+    read_lines,
+)
 
-@dataclass
-class CaptionDataset:
-    """A list of rows that can be trained on, with an account of what was left out.
-
-    Attributes:
-        rows: see the module.
-        skipped: cause -> number of records (or captions) that were left out.
-    """
-
-    rows: list[dict[str, Any]]
-    skipped: Counter = field(default_factory=Counter)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.rows[index]
-
-    @property
-    def languages(self) -> list[str]:
-        """Languages that occur, most frequent first."""
-        return [tag for tag, _ in Counter(c["language"] for r in self.rows for c in r["captions"]).most_common()]
-
-    def describe(self) -> str:
-        """One line: images, captions by language, and what was left out."""
-        counts = Counter(c["language"] for row in self.rows for c in row["captions"])
-        text = f"{len(self.rows)} images, captions: " + ", ".join(f"{tag} {n}" for tag, n in sorted(counts.items()))
-        if self.skipped:
-            text += "; left out: " + ", ".join(f"{n} x {cause}" for cause, n in sorted(self.skipped.items()))
-        return text
+__all__ = ["CaptionDataset", "iter_captions", "iter_pretraining", "read_captions", "read_pretraining"]
 
 
 def read_captions(
@@ -51,43 +29,50 @@ def read_captions(
     images: str | Path | None = None,
     languages: Sequence[str] | None = None,
     sources: Sequence[str] = (),
+    check_images: bool = True,
 ) -> CaptionDataset:
     """Reads a JSON Lines file, one image a line.
 
     Each line is an object with the image's path under `image` (or `image_path`), an optional `id` (or `image_id`),
-    and `captions` (or `caption`): either language -> text or list of texts, or a list of objects with `language` and
-    `text`. Further captions may stand under `extra_captions`, as names -> list of texts.
+    and `captions` (or `caption`): either language -> text or list of texts, or a list of objects with `language`,
+    `text` and, if wanted, `source` and `weight`. Further captions may stand under `extra_captions`, as names -> list
+    of texts. Other fields pass through.
 
     Args:
         path: the file.
-        images: folder that relative image paths start from; the file's own folder by default.
+        images: folder that image paths start from and may not leave; the file's own folder by default.
         languages: languages to keep; all by default.
         sources: names under `extra_captions` to take as well, as `LANGUAGE=NAME`; `zh=zh_human` takes the texts of
             `zh_human` as Chinese captions.
+        check_images: whether to see if the image files are there.
 
     Returns:
-        The rows. Records without an image file, and empty captions, are left out and counted.
+        The rows. Records without an image file, empty captions and those in other languages are left out and counted.
 
     Raises:
         OSError: if the file cannot be read.
         ValueError: if a line is not such an object, a source is malformed, or nothing is left.
     """
-    path = Path(path)
-    folder = Path(images) if images is not None else path.parent
+    report = SkipReport()
+    rows = iter_captions(path, report, images=images, languages=languages, sources=sources, check_images=check_images)
+    return checked(CaptionDataset(list(rows), report), path, languages)
+
+
+def iter_captions(
+    path: str | Path,
+    report: SkipReport,
+    *,
+    images: str | Path | None = None,
+    languages: Sequence[str] | None = None,
+    sources: Sequence[str] = (),
+    check_images: bool = True,
+    strict: bool = True,
+) -> Iterator[Row]:
+    """The rows of such a file one by one; see `read_captions`, and `read_lines` for `strict`."""
+    folder = ImageFolder(images if images is not None else Path(path).parent, check_images)
     extra = [_parse_source(source) for source in sources]
-    dataset = CaptionDataset([])
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            record = _parse_line(line, f"{path}, line {number}")
-            row = _to_row(record, folder, extra, languages, dataset.skipped, f"{path}, line {number}")
-            if row is not None:
-                dataset.rows.append(row)
-    if not dataset.rows:
-        wanted = f" in {', '.join(languages)}" if languages else ""
-        raise ValueError(f"'{path}' holds no image with a caption{wanted}: {dataset.describe()}")
-    return dataset
+    to_row = partial(_caption_row, folder=folder, extra=extra, languages=languages, report=report)
+    return read_lines(path, to_row, report, strict)
 
 
 def _parse_source(source: str) -> tuple[str, str]:
@@ -97,56 +82,108 @@ def _parse_source(source: str) -> tuple[str, str]:
     return language, name
 
 
-def _parse_line(line: str, where: str) -> dict[str, Any]:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{where} is not an object with an image and its captions")
-    return record
-
-
-def _pairs(captions: Any, where: str) -> Iterable[tuple[str, Any]]:
-    """(language, text) of either form of captions."""
-    if isinstance(captions, dict):
-        for language, texts in captions.items():
-            for text in texts if isinstance(texts, list) else [texts]:
-                yield language, text
-    elif isinstance(captions, list) and all(
-        isinstance(c, dict) and {"language", "text"} <= c.keys() for c in captions
-    ):
-        for caption in captions:
-            yield caption["language"], caption["text"]
-    else:
-        raise ValueError(f"{where}: captions are neither language -> texts nor a list of language and text")
-
-
-def _to_row(record, folder, extra, languages, skipped, where) -> dict[str, Any] | None:
-    image = record.get("image", record.get("image_path"))
-    if not isinstance(image, str):
-        raise ValueError(f"{where} names no image (a path under 'image' or 'image_path')")
-    image_path = folder / image
-    if not image_path.is_file():
-        skipped["image file missing"] += 1
+def _caption_row(
+    line: JsonLine,
+    folder: ImageFolder,
+    extra: list[tuple[str, str]],
+    languages: Sequence[str] | None,
+    report: SkipReport,
+) -> Row | None:
+    record = line.record
+    name = record.get("image", record.get("image_path"))
+    if not isinstance(name, str):
+        raise ValueError(f"{line.where} names no image (a path under 'image' or 'image_path')")
+    image = folder.find(name, report)
+    if image is None:
         return None
-    found = [
-        (language, text, "captions")
-        for language, text in _pairs(record.get("captions", record.get("caption", {})), where)
+    items = [
+        {"source": "captions", **item}
+        for item in caption_items(record.get("captions", record.get("caption", {})), line.where)
     ]
-    for language, name in extra:
-        texts = record.get("extra_captions", {}).get(name, [])
-        found += [(language, text, name) for text in (texts if isinstance(texts, list) else [texts])]
-    captions = []
-    for language, text, source in found:
-        if languages is not None and language not in languages:
-            continue
-        if not isinstance(text, str) or not text.strip():
-            skipped["caption empty"] += 1
-            continue
-        captions.append({"language": language, "text": text, "source": source})
+    named = record.get("extra_captions", {})
+    if not isinstance(named, dict):
+        raise ValueError(f"{line.where}: extra_captions are not names -> texts")
+    for language, source in extra:
+        texts = named.get(source, [])
+        texts = texts if isinstance(texts, list) else [texts]
+        items += [{"language": language, "text": text, "source": source} for text in texts]
+    image_id = str(record.get("id", record.get("image_id", name)))
+    captions = kept_captions(items, languages, report, image_id)
     if not captions:
-        skipped["image without captions"] += 1
+        report.add(NO_CAPTIONS, image_id)
         return None
-    identity = record.get("id", record.get("image_id", image))
-    return {"image": str(image_path), "image_id": str(identity), "captions": captions}
+    metadata = passing(record, "id", "image_path", "caption", "extra_captions")
+    return {"image": image, "image_id": image_id, "captions": captions, **metadata}
+
+
+# --- what the authors pretrain on ---------------------------------------------------------------------------------
+
+
+def read_pretraining(
+    path: str | Path | Iterable[str | Path],
+    *,
+    images: str | Path | None = None,
+    languages: Sequence[str] | None = None,
+    check_images: bool = True,
+) -> CaptionDataset:
+    """Reads the authors' pretraining data: a folder of files (or one), a JSON object a line.
+
+    An object has `caption`, language -> text, and its image: as base64 under `image`, or else as a path under
+    `image_path`. (The authors' setting `is_image_rpath` says the opposite of its name; here nothing has to be set.) A
+    record lacking a language is kept with those it has. Lines that hold no such object are counted, but for the first
+    line of a file.
+
+    Args:
+        path: a folder, a file, or what else `list_files` takes.
+        images: folder that image paths start from and may not leave; the folder of the file by default.
+        languages: languages to keep; all by default.
+        check_images: whether to see if image files are there.
+
+    Raises:
+        OSError: if a file cannot be read.
+        ValueError: if a file is not of this format, or nothing is left.
+    """
+    report = SkipReport()
+    rows: list[Row] = []
+    for file in list_files(path):
+        rows += iter_pretraining(file, report, images=images, languages=languages, check_images=check_images)
+    return checked(CaptionDataset(rows, report), path, languages)
+
+
+def iter_pretraining(
+    path: str | Path,
+    report: SkipReport,
+    *,
+    images: str | Path | None = None,
+    languages: Sequence[str] | None = None,
+    check_images: bool = True,
+) -> Iterator[Row]:
+    """The rows of one such file; see `read_pretraining`."""
+    folder = ImageFolder(images if images is not None else Path(path).parent, check_images)
+    to_row = partial(_pretraining_row, folder=folder, languages=languages, report=report)
+    return read_lines(path, to_row, report, strict=False)
+
+
+def _pretraining_row(
+    line: JsonLine, folder: ImageFolder, languages: Sequence[str] | None, report: SkipReport
+) -> Row | None:
+    record = line.record
+    texts = record.get("caption")
+    if not isinstance(texts, dict):
+        raise ValueError(f"{line.where} has no 'caption' with language -> text")
+    name, embedded = record.get("image_path"), record.get("image")
+    if isinstance(embedded, str) and embedded:
+        image = Base64Line(str(line.path), line.offset, line.length, "image")
+        name = name if isinstance(name, str) and name else f"{line.path.name}:{line.number}"
+    elif isinstance(name, str) and name:
+        image = folder.find(name, report)
+        if image is None:
+            return None
+    else:
+        raise ValueError(f"{line.where} names no image (base64 under 'image', or a path under 'image_path')")
+    image_id = str(record.get("image_id", record.get("id", name)))
+    captions = kept_captions(caption_items(texts, line.where), languages, report, image_id)
+    if not captions:
+        report.add(NO_CAPTIONS, image_id)
+        return None
+    return {"image": image, "image_id": image_id, "captions": captions, **passing(record, "id", "caption")}
