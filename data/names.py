@@ -36,8 +36,8 @@ def choose_split(found: Iterable[str], split: str | None, path: Any) -> str:
         return split
     if not found:
         raise ValueError(f"'{path}' holds no captions" + (f" of a split '{split}'" if split else ""))
-    asked = f"has no split '{split}'; it has" if split else "has several splits, and split= must name one"
-    raise ValueError(f"'{path}' {asked}: {', '.join(found)}")
+    asked = f"has no split '{split}'; it has" if split else "has several splits, and split= must name one:"
+    raise ValueError(f"'{path}' {asked} {', '.join(found)}")
 
 
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -57,7 +57,7 @@ def list_files(pattern: str | Path | Iterable[str | Path], suffix: str = "") -> 
     if not isinstance(pattern, (str, os.PathLike)):
         return [file for one in pattern for file in list_files(one, suffix)]
     found: list[str] = []
-    for path in _expand(os.fspath(pattern)):
+    for path in dict.fromkeys(_expand(os.fspath(pattern))):
         if os.path.isdir(path):
             matches = sorted(f for f in glob.glob(os.path.join(glob.escape(path), "*" + suffix)) if os.path.isfile(f))
         else:
