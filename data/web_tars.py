@@ -115,7 +115,7 @@ def _tar_row(
         if suffix.lower() in IMAGE_SUFFIXES:
             image = TarMember(path, member.offset_data, member.size)
         elif suffix == "json":
-            record = _json(tar, member, where, report)
+            record = _json(tar, member)
         elif suffix == "txt" or (suffix.endswith(".txt") and LANGUAGE.fullmatch(suffix[:-4])):
             text = tar.extractfile(member).read().decode("utf-8", errors="replace").strip()
             texts.append({"language": suffix[:-4] or language, "text": text})
@@ -125,6 +125,9 @@ def _tar_row(
         report.add(NO_IMAGE, where)
         return None
     if record is None:
+        if first:
+            raise ValueError(f"{where} is not JSON in its file .json, or not an object")
+        report.add(NOT_JSON, where)
         return None
     items = texts or _json_captions(record, language, where)
     if first and any(item["language"] is None for item in items):
@@ -137,16 +140,13 @@ def _tar_row(
     return {"image": image, "image_id": image_id, "captions": captions, **passing(record, "id", "caption")}
 
 
-def _json(tar: tarfile.TarFile, member: tarfile.TarInfo, where: str, report: SkipReport) -> dict[str, Any] | None:
-    """The object of a JSON file; something else is counted."""
+def _json(tar: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, Any] | None:
+    """The object of a JSON file; `None` for something else."""
     try:
         record = json.loads(tar.extractfile(member).read())
     except (json.JSONDecodeError, UnicodeDecodeError):
-        record = None
-    if not isinstance(record, dict):
-        report.add(NOT_JSON, where)
         return None
-    return record
+    return record if isinstance(record, dict) else None
 
 
 def _json_captions(record: dict[str, Any], language: str | None, where: str) -> list[dict[str, Any]]:

@@ -94,6 +94,8 @@ def test_a_record_of_another_form(tmp_path):
     assert read_corpus(pack(tmp_path / "t.tar", {**good, **wrong})).skipped == {"record is not of its format": 1}
     with pytest.raises(ValueError, match="'1': captions are neither"):
         read_corpus(pack(tmp_path / "t.tar", {**wrong, **good}))
+    with pytest.raises(ValueError, match="'1' is not JSON in its file .json"):
+        read_corpus(pack(tmp_path / "t.tar", {"1.jpg": b"1", "1.json": "[]", **good}))
 
 
 def test_files_that_are_no_uncompressed_tars(tmp_path):
