@@ -7,6 +7,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from .configuration_ccrk import CCRkConfig
+from .draws_ccrk import Draws, dropout
 
 
 class CCRkDefaultLinear(nn.Linear):
@@ -26,11 +27,11 @@ class CCRkProjection(nn.Sequential):
             )
         self.dropout = config.projection_dropout
 
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, draws: Draws | None = None) -> torch.Tensor:
         """Projects (N, in_features) to (N, projection_dim), dropping features before each linear layer."""
-        for layer in self:
+        for number, layer in enumerate(self):
             if isinstance(layer, nn.Linear):
-                states = nn.functional.dropout(states, self.dropout, self.training)
+                states = dropout(states, self.dropout, self.training, draws, 200 + number)
             states = layer(states)
         return states
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from .configuration_ccrk import CCRkVisionConfig
+from .draws_ccrk import Draws, DrawsHolder, replace_dropouts
 
 
 def build_timm_model(config: CCRkVisionConfig) -> nn.Module:
@@ -42,10 +43,12 @@ class CCRkImageTower(nn.Module):
         self.config = config
         self.timm_model = build_timm_model(config)
         self.checkpointing = False
-        self._mark()
+        self.draws_holder = DrawsHolder()
+        self._adopt()
 
-    def _mark(self) -> None:
-        """Tells the model's `_init_weights` which modules timm has initialised itself."""
+    def _adopt(self) -> None:
+        """Makes the timm model ours: its dropout can be keyed, and `_init_weights` leaves it as it is."""
+        replace_dropouts(self.timm_model, self.draws_holder)
         for module in self.timm_model.modules():
             module._initialised_by_timm = True
 
@@ -76,11 +79,13 @@ class CCRkImageTower(nn.Module):
                 f"the image tower '{self.config.architecture}' does not support activation checkpointing"
             ) from error
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def forward(self, pixel_values: torch.Tensor, draws: Draws | None = None) -> torch.Tensor:
         """Encodes images.
 
         Args:
             pixel_values: (B, 3, H, W).
+            draws: stochastic depth and dropout by keys, one for each image. They stay in force until the next pass,
+                so that activation checkpointing, which computes parts again, repeats them.
 
         Returns:
             (B, 1 + P, hidden_size): the mean of the grid tokens, then the grid tokens in row-major order.
@@ -94,6 +99,7 @@ class CCRkImageTower(nn.Module):
                 f"pixel_values have shape {tuple(pixel_values.shape)}, but this model takes (B, 3, {size}, {size}); "
                 "load it with image_size=... for another resolution"
             )
+        self.draws_holder.draws = draws
         channels_first = getattr(self.timm_model, "output_fmt", "NCHW") == "NCHW"
         if channels_first:  # convolutions on a CPU are about 1.6 times as fast with channels last in memory
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
@@ -145,7 +151,7 @@ class CCRkImageTower(nn.Module):
             parameter.requires_grad_(trained[name])
         self.timm_model = new.to(device=reference.device, dtype=reference.dtype)
         self.config = config
-        self._mark()
+        self._adopt()
         if self.checkpointing:
             self.set_grad_checkpointing()
         self.train(self.training)

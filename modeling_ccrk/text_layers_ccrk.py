@@ -15,6 +15,8 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .draws_ccrk import Draws, dropout
+
 
 def eager_attention(
     module: nn.Module,
@@ -24,6 +26,7 @@ def eager_attention(
     attention_mask: torch.Tensor | None,
     scaling: float,
     dropout: float = 0.0,
+    draws: Draws | None = None,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention spelled out: softmax(q k^T * scaling + mask) v. Heads come back as (N, L, heads, head_dim)."""
@@ -31,8 +34,18 @@ def eager_attention(
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    if draws is None:
+        weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    elif dropout:
+        weights = draws.dropout(weights, dropout)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    """A mask of true and false as what is added to scores."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
 class CCRkAttention(nn.Module):
@@ -58,10 +71,15 @@ class CCRkAttention(nn.Module):
         return self._split(self.key(states)), self._split(self.value(states))
 
     def forward(
-        self, hidden_states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, attention_mask=None
+        self, hidden_states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, attention_mask=None, draws=None
     ) -> torch.Tensor:
         """Attends from `hidden_states (N, L, hidden)` to keys and values made by `keys_values`."""
+        dropout = self.dropout if self.training else 0.0
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        keyed = {}
+        if dropout and draws is not None:  # no fused attention takes its dropout mask from outside
+            attend, keyed = eager_attention, {"draws": draws.at(1)}
+            attention_mask = _additive(attention_mask, hidden_states.dtype)
         output, _ = attend(
             self,
             self._split(self.query(hidden_states)),
@@ -69,10 +87,11 @@ class CCRkAttention(nn.Module):
             values,
             attention_mask,
             scaling=self.scaling,
-            dropout=self.dropout if self.training else 0.0,
+            dropout=dropout,
             is_causal=False,
+            **keyed,
         )
-        return output.reshape(*hidden_states.shape[:-1], -1)
+        return output.flatten(-2)  # heads side by side
 
 
 class CCRkResidual(nn.Module):
@@ -82,11 +101,11 @@ class CCRkResidual(nn.Module):
         super().__init__()
         self.dense = nn.Linear(in_features, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = config.hidden_dropout_prob
 
-    def forward(self, states: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    def forward(self, states: torch.Tensor, residual: torch.Tensor, draws: Draws | None = None) -> torch.Tensor:
         """LayerNorm(residual + dropout(dense(states)))."""
-        return self.LayerNorm(self.dropout(self.dense(states)) + residual)
+        return self.LayerNorm(dropout(self.dense(states), self.dropout, self.training, draws, 2) + residual)
 
 
 class CCRkAttentionBlock(nn.Module):
@@ -97,9 +116,9 @@ class CCRkAttentionBlock(nn.Module):
         self.self = CCRkAttention(config, key_width)
         self.output = CCRkResidual(config, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, keys, values, attention_mask=None) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, keys, values, attention_mask=None, draws=None) -> torch.Tensor:
         """Attends to given keys and values and adds the residual."""
-        return self.output(self.self(hidden_states, keys, values, attention_mask), hidden_states)
+        return self.output(self.self(hidden_states, keys, values, attention_mask, draws), hidden_states, draws)
 
 
 class CCRkIntermediate(nn.Module):
@@ -126,13 +145,28 @@ class CCRkLayer(GradientCheckpointingLayer):
         self.intermediate = CCRkIntermediate(config)
         self.output = CCRkResidual(config, config.intermediate_size)
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask=None, image_keys=None, image_values=None):
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        image_keys: torch.Tensor | None = None,
+        image_values: torch.Tensor | None = None,
+        draws: Draws | None = None,
+    ) -> torch.Tensor:
         """One layer over (N, L, hidden); image keys and values are (N, heads, P, head_dim)."""
         keys, values = self.attention.self.keys_values(hidden_states)
-        hidden_states = self.attention(hidden_states, keys, values, attention_mask)
+        hidden_states = self.attention(hidden_states, keys, values, attention_mask, _at(draws, 1))
         if image_keys is not None:
-            hidden_states = self.crossattention(hidden_states, image_keys, image_values)
-        return self.output(self.intermediate(hidden_states), hidden_states)
+            hidden_states = self.crossattention(hidden_states, image_keys, image_values, draws=_at(draws, 2))
+        return self.output(self.intermediate(hidden_states), hidden_states, _at(draws, 3))
+
+    def image_keys_values(self, image_hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (B, heads, P, head_dim) of the cross-attention for image tokens (B, P, image_width)."""
+        return self.crossattention.self.keys_values(image_hidden_states)
+
+
+def _at(draws: Draws | None, place: int) -> Draws | None:
+    return None if draws is None else draws.at(place)
 
 
 class CCRkTextEmbeddings(nn.Module):
@@ -146,9 +180,9 @@ class CCRkTextEmbeddings(nn.Module):
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = config.hidden_dropout_prob
 
-    def forward(self, input_ids: torch.LongTensor) -> torch.Tensor:
+    def forward(self, input_ids: torch.LongTensor, draws: Draws | None = None) -> torch.Tensor:
         """Embeds (T, L) token ids; positions count from `position_offset`, padding included.
 
         Raises:
@@ -162,7 +196,8 @@ class CCRkTextEmbeddings(nn.Module):
             )
         positions = torch.arange(length, device=input_ids.device) + self.position_offset
         embeddings = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
-        return self.dropout(self.LayerNorm(embeddings + self.position_embeddings(positions)))
+        embeddings = self.LayerNorm(embeddings + self.position_embeddings(positions))
+        return dropout(embeddings, self.dropout, self.training, draws, 99)
 
 
 class CCRkTextTower(nn.Module):
@@ -174,14 +209,19 @@ class CCRkTextTower(nn.Module):
         self.embeddings = CCRkTextEmbeddings(config, position_offset)
         self.layer = nn.ModuleList(CCRkLayer(config) for _ in range(num_layers))
 
-    def forward(self, input_ids: torch.LongTensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Hidden states (T, L, hidden) of token ids (T, L)."""
-        hidden_states = self.embeddings(input_ids)
+    def forward(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        draws: Draws | None = None,
+    ) -> torch.Tensor:
+        """Hidden states (T, L, hidden) of token ids (T, L); dropout by `draws` where they are given."""
+        hidden_states = self.embeddings(input_ids, draws)
         mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
         )
-        for layer in self.layer:
-            hidden_states = layer(hidden_states, mask)
+        for number, layer in enumerate(self.layer):
+            hidden_states = layer(hidden_states, mask, draws=_at(draws, number))
         return hidden_states
 
 
@@ -243,7 +283,7 @@ class CCRkFusionEncoder(nn.Module):
         """Keys and values of every layer for image tokens (B, 1 + P, image_width)."""
         if self.normalize_images:
             image_hidden_states = nn.functional.layer_norm(image_hidden_states, image_hidden_states.shape[-1:])
-        pairs = [layer.crossattention.self.keys_values(image_hidden_states) for layer in self.layer]
+        pairs = [layer.image_keys_values(image_hidden_states) for layer in self.layer]
         return CCRkImageStates(tuple(keys for keys, _ in pairs), tuple(values for _, values in pairs))
 
     def forward(
@@ -252,6 +292,7 @@ class CCRkFusionEncoder(nn.Module):
         attention_mask: torch.Tensor | None,
         states: CCRkImageStates,
         image_rows: torch.LongTensor | None = None,
+        draws: Draws | None = None,
     ) -> torch.Tensor:
         """Fuses texts with images.
 
@@ -261,6 +302,7 @@ class CCRkFusionEncoder(nn.Module):
             states: of B images.
             image_rows: (N,) the image of each text; without it text i goes with image i. Rows are picked layer by
                 layer, so that no copy of all layers is ever held.
+            draws: dropout by keys, one for each text.
 
         Returns:
             (N, L, hidden).
@@ -268,8 +310,8 @@ class CCRkFusionEncoder(nn.Module):
         mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
         )
-        for layer, keys, values in zip(self.layer, states.keys, states.values, strict=True):
+        for number, (layer, keys, values) in enumerate(zip(self.layer, states.keys, states.values, strict=True)):
             if image_rows is not None:
                 keys, values = keys[image_rows], values[image_rows]
-            hidden_states = layer(hidden_states, mask, keys, values)
+            hidden_states = layer(hidden_states, mask, keys, values, draws=_at(draws, 50 + number))
         return hidden_states
