@@ -1,7 +1,14 @@
-"""The objectives of CCRk as functions of tensors, and the sampling that they need.
+r"""The objectives of CCRk as functions of tensors.
 
 Notation: B images, T texts, `image_index (T,)` names the row of the image that each text describes; K_b is the number
-of texts of image b and may differ from image to image. `logits` are similarities divided by the temperature, (B, T).
+of texts of image b and may differ from image to image. `logits` s are similarities divided by the temperature, (B, T).
+
+Every contrastive objective with softmaxes is one expression of the pairs (b, t) in which t is a positive of b:
+
+.. math:: L = \tfrac12\sum_{(b,t)} \big[\alpha_{bt}(r_b - s_{bt}) + \beta_{bt}(c_t - s_{bt})\big]
+
+with r_b the log-sum-exp of row b and c_t that of column t. Objectives differ in the weights alone, so the plain form
+(from logits), the tiled one (no logits held) and a process's share of a larger batch all end in the same few lines.
 """
 
 from __future__ import annotations
@@ -11,7 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-EPSILON = 1e-5  # the authors add it to every sampling weight, so that none is exactly zero
+from .tiles_ccrk import tiled_log_sum_exp, tiled_softplus_sum
+
+CONTRASTIVE_VARIANTS = ("official", "balanced", "one-to-one", "sigmoid")
 
 
 def positive_mask(
@@ -33,6 +42,83 @@ def positive_mask(
     return image_ids[:, None] == image_ids[image_index][None, :]
 
 
+@dataclass
+class Positives:
+    """The pairs of an image and a text that describes it, with their weights in an objective.
+
+    Attributes:
+        image, text: (P,) rows.
+        image_weight: (P,) alpha, the weight of -log p(text | image).
+        text_weight: (P,) beta, the weight of -log q(image | text).
+    """
+
+    image: torch.LongTensor
+    text: torch.LongTensor
+    image_weight: torch.Tensor
+    text_weight: torch.Tensor
+
+
+def positive_pairs(
+    image_index: torch.LongTensor, num_images: int, image_ids: torch.Tensor | None = None
+) -> tuple[torch.LongTensor, torch.LongTensor]:
+    """All pairs of `positive_mask` as rows of images and of texts, without the mask; text-major."""
+    texts = torch.arange(len(image_index), device=image_index.device)
+    if image_ids is None:
+        return image_index, texts
+    _, groups = torch.unique(image_ids, return_inverse=True)
+    order = torch.argsort(groups, stable=True)  # images, those of equal id together
+    sizes = torch.bincount(groups)
+    first = sizes.cumsum(0) - sizes
+    group_of_text = groups[image_index]
+    repeats = sizes[group_of_text]
+    ends = repeats.cumsum(0)
+    pair_texts = texts.repeat_interleave(repeats)
+    within = torch.arange(int(ends[-1]) if len(ends) else 0, device=image_index.device)
+    within = within - (ends - repeats).repeat_interleave(repeats)
+    return order[first[group_of_text].repeat_interleave(repeats) + within], pair_texts
+
+
+def weigh_positives(
+    image_index: torch.LongTensor,
+    num_images: int,
+    *,
+    variant: str = "official",
+    divisor: float | None = None,
+    image_ids: torch.Tensor | None = None,
+    text_weights: torch.Tensor | None = None,
+) -> Positives:
+    r"""The weights that make an objective of the pairs; see the module and `one_to_k`.
+
+    With w_t the weight of a text (1 by default), W_b the sum of the weights of image b's positives, K_t that of the
+    texts of text t's own image, n_t the number of images that t describes, and N the number of images with texts:
+    :math:`\alpha_{bt} = w_t / (W_b N)` always; :math:`\beta_{bt} = \alpha_{bt}` for `"balanced"` and
+    :math:`w_t / (\sum_t w_t\, K_t n_t)` for `"official"`.
+
+    Raises:
+        ValueError: for an unknown variant, a divisor with another variant than `"official"`, or weights that are
+            negative or all zero.
+    """
+    if variant not in ("official", "balanced"):
+        raise ValueError(f"contrastive variant '{variant}' is not one of 'official', 'balanced'")
+    if divisor is not None and variant != "official":
+        raise ValueError(f"a divisor belongs to the variant 'official', not to '{variant}'")
+    images, texts = positive_pairs(image_index, num_images, image_ids)
+    weights = torch.ones(len(image_index), device=image_index.device) if text_weights is None else text_weights
+    if len(weights) and not (weights.min() >= 0 and weights.max() > 0):
+        raise ValueError("text_weights must be at least 0, and not all of them 0")
+    pair_weights = weights[texts]
+    zeros = weights.new_zeros(num_images)
+    of_image = zeros.index_add(0, images, pair_weights)  # W_b
+    described = (of_image > 0).sum().clamp(min=1)
+    alpha = pair_weights / (divisor or of_image.clamp(min=torch.finfo(weights.dtype).tiny)[images]) / described
+    if variant == "balanced":
+        return Positives(images, texts, alpha, alpha)
+    own = zeros.index_add(0, image_index, weights).clamp(min=torch.finfo(weights.dtype).tiny)[image_index][texts]
+    shared = torch.bincount(texts, minlength=len(weights))[texts]
+    beta = pair_weights / ((divisor or own) * shared * weights.sum().clamp(min=torch.finfo(weights.dtype).tiny))
+    return Positives(images, texts, alpha, beta)
+
+
 def one_to_k(
     logits: torch.Tensor,
     image_index: torch.LongTensor,
@@ -40,6 +126,7 @@ def one_to_k(
     variant: str = "official",
     divisor: float | None = None,
     image_ids: torch.Tensor | None = None,
+    text_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     r"""1-to-K contrastive loss: every image is aligned with all its K texts at once (CCRk, section 4.2).
 
@@ -53,7 +140,7 @@ def one_to_k(
 
     `"official"` has :math:`D = K` in both directions, as the authors' code has it (`need_divm=0`): the text-to-image
     term, already a mean over texts, is divided by K once more. `"balanced"` has no second division: each direction is
-    the mean over images of the mean over their texts. With K = 1 the two are one and the same.
+    the mean over images of the mean over their positives. With K = 1 the two are one and the same.
 
     Args:
         logits: (B, T).
@@ -61,30 +148,35 @@ def one_to_k(
         variant: `"official"` or `"balanced"`.
         divisor: a number in place of D, official variant only (the authors' `need_divm`; their -1 is 1.0 here).
         image_ids: (B,) optional; images with equal ids are positives of each other's texts and share the label mass.
+        text_weights: (T,) optional, at least 0: how much each text counts as a positive; means over texts become
+            weighted means. A text of weight 0 is a negative only.
 
     Returns:
         A scalar. Images without texts serve as negatives only.
 
     Raises:
-        ValueError: for an unknown variant, or a divisor with another variant than `"official"`.
+        ValueError: for an unknown variant, a divisor with another variant than `"official"`, or weights that are
+            negative or all zero.
     """
-    if variant not in ("official", "balanced"):
-        raise ValueError(f"contrastive variant '{variant}' is not one of 'official', 'balanced'")
-    if divisor is not None and variant != "official":
-        raise ValueError(f"a divisor belongs to the variant 'official', not to '{variant}'")
-    positives = positive_mask(image_index, logits.shape[0], image_ids)
-    texts_per_image = positives.sum(1)  # (B,), with the texts shared through equal ids
-    images_per_text = positives.sum(0)  # (T,)
-    own_texts = torch.bincount(image_index, minlength=logits.shape[0])[image_index]  # (T,) K of the text's own image
-    image_terms = -(nn.functional.log_softmax(logits, 1) * positives).sum(1)  # (B,) sums over positives
-    text_terms = -(nn.functional.log_softmax(logits, 0) * positives).sum(0) / images_per_text  # (T,)
-    num_images = (texts_per_image > 0).sum().clamp(min=1)
-    if divisor is not None:
-        return (image_terms.sum() / num_images + text_terms.mean()) / 2 / divisor
-    image_to_text = (image_terms / texts_per_image.clamp(min=1)).sum() / num_images
-    text_terms = text_terms / own_texts
-    text_to_image = text_terms.mean() if variant == "official" else text_terms.sum() / num_images
-    return (image_to_text + text_to_image) / 2
+    pairs = weigh_positives(
+        image_index,
+        logits.shape[0],
+        variant=variant,
+        divisor=divisor,
+        image_ids=image_ids,
+        text_weights=None if text_weights is None else text_weights.to(logits.dtype),
+    )
+    return contrastive_sum(logits.logsumexp(1), logits.logsumexp(0), logits[pairs.image, pairs.text], pairs)
+
+
+def contrastive_sum(
+    rows: torch.Tensor, columns: torch.Tensor, pair_logits: torch.Tensor, pairs: Positives
+) -> torch.Tensor:
+    """The expression of the module, from log-sum-exps of rows (B,) and columns (T,) and the logits of pairs (P,)."""
+    # differences first: sums of large terms would lose in float32 what the small loss consists of
+    image_terms = pairs.image_weight.to(rows.dtype) * (rows[pairs.image] - pair_logits)
+    text_terms = pairs.text_weight.to(rows.dtype) * (columns[pairs.text] - pair_logits)
+    return (image_terms.sum() + text_terms.sum()) / 2
 
 
 def one_to_one(logits: torch.Tensor, image_ids: torch.Tensor | None = None) -> torch.Tensor:
@@ -110,157 +202,235 @@ def one_to_one(logits: torch.Tensor, image_ids: torch.Tensor | None = None) -> t
     return one_to_k(logits, torch.arange(len(logits), device=logits.device), image_ids=image_ids)
 
 
-@dataclass
-class MatchingPairs:
-    """Rows chosen for image-text matching, one entry for each image that has a text (N of them).
-
-    Attributes:
-        image: (N,) row of the image.
-        positive_text: (N,) row of the text taken as its match.
-        negative_image: (N,) row of an image that `positive_text` does not describe.
-        negative_text: (N,) row of a text that does not describe `image`.
-    """
-
-    image: torch.LongTensor
-    positive_text: torch.LongTensor
-    negative_image: torch.LongTensor
-    negative_text: torch.LongTensor
-
-    def subset(self, count: int) -> MatchingPairs:
-        """`count` of the pairs, drawn at random, or all where there are no more."""
-        if count >= len(self.image):
-            return self
-        kept = torch.randperm(len(self.image), device=self.image.device)[:count]
-        return MatchingPairs(
-            self.image[kept], self.positive_text[kept], self.negative_image[kept], self.negative_text[kept]
-        )
-
-    def stacked(self) -> tuple[torch.LongTensor, torch.LongTensor, torch.LongTensor]:
-        """Image rows, text rows and labels (3N,): matches, then negative images, then negative texts."""
-        images = torch.cat([self.image, self.negative_image, self.image])
-        texts = torch.cat([self.positive_text, self.positive_text, self.negative_text])
-        labels = torch.zeros_like(images)
-        labels[: len(self.image)] = 1
-        return images, texts, labels
-
-
-def matching_probabilities(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two softmaxes that matching samples from: image-to-text (B, T) and text-to-image (T, B), plus epsilon."""
-    return logits.softmax(1) + EPSILON, logits.t().softmax(1) + EPSILON
-
-
-def positive_text_weights(logits: torch.Tensor, image_index: torch.LongTensor, choice: str) -> torch.Tensor:
-    """Weights by which each image's positive text is drawn.
-
-    The authors' `neg_sample_type`: `"uniform"` (0) knows no preference; `"probability"` (1, their default) weighs a
-    text by how far its image-to-text probability stays below the largest of the batch, `"similarity"` (2) the same
-    with the similarity itself: the less similar translation is the more likely one.
-
-    Args:
-        logits: (B, T).
-        image_index: (T,).
-        choice: one of the three.
-
-    Returns:
-        (B, T), zero where the text is not the image's own.
-
-    Raises:
-        ValueError: for another choice.
-    """
-    own = positive_mask(image_index, logits.shape[0])
-    if choice == "uniform":
-        return own.to(logits.dtype)
-    if choice == "probability":
-        scores = matching_probabilities(logits)[0]
-    elif choice == "similarity":
-        scores = logits
-    else:
-        raise ValueError(f"positive_choice '{choice}' is not one of 'probability', 'similarity', 'uniform'")
-    # the epsilon is added last: beside similarities in the hundreds float32 would lose it
-    return (scores.max() - scores + EPSILON) * own
-
-
-def negative_weights(
-    logits: torch.Tensor,
-    image_index: torch.LongTensor,
-    image_ids: torch.Tensor | None = None,
-    hardness: float = 1.0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights by which hard negatives are drawn.
-
-    Args:
-        logits: (B, T).
-        image_index: (T,).
-        image_ids: (B,) optional; a text of an image with the same id is never a negative.
-        hardness: 1 draws by the softmax of the similarities, 0 uniformly, between them a mixture of the two. From
-            scratch a matcher learns more surely when it rises from 0 to 1.
-
-    Returns:
-        Weights of texts for each image (B, T) and of images for each text (T, B).
-    """
-    negatives = ~positive_mask(image_index, logits.shape[0], image_ids)
-    for_images, for_texts = matching_probabilities(logits)
-    if hardness < 1:
-        for_images = hardness * for_images + (1 - hardness) / logits.shape[1]
-        for_texts = hardness * for_texts + (1 - hardness) / logits.shape[0]
-    return for_images * negatives, for_texts * negatives.t()
-
-
-@torch.no_grad()
-def sample_matching_pairs(
+def sigmoid_one_to_k(
     logits: torch.Tensor,
     image_index: torch.LongTensor,
     *,
     image_ids: torch.Tensor | None = None,
-    positive_choice: str = "probability",
-    hardness: float = 1.0,
-    generator: torch.Generator | None = None,
-) -> MatchingPairs:
-    """Draws one positive text, one negative image and one negative text for every image that has texts.
+    text_weights: torch.Tensor | None = None,
+) -> torch.Tensor:
+    r"""Multi-positive sigmoid loss: every pair is a question of its own (SigLIP, Zhai et al. 2023, with K positives).
 
-    Negatives are drawn by similarity, so most are hard; all draws of a batch are made at once.
+    .. math:: L = \tfrac1N\sum_t \tfrac{w_t}{W_{b(t)}}\sum_b \log\big(1 + e^{-z_{bt} s_{bt}}\big)
+
+    with z = 1 for positives and -1 for all others; w_t, W and N as in `weigh_positives`. The logits carry the learned
+    bias already. No softmax: the K texts of an image don't compete with one another, and a ragged K needs no care.
 
     Args:
-        logits: (B, T) similarities divided by the temperature.
+        logits: (B, T), similarity / temperature + bias.
         image_index: (T,).
-        image_ids: (B,) optional, see `negative_weights`.
-        positive_choice: see `positive_text_weights`.
-        hardness: see `negative_weights`.
-        generator: source of randomness, the global one by default.
+        image_ids: (B,) optional; images with equal ids are positives of each other's texts.
+        text_weights: (T,) optional, see `one_to_k`.
 
     Returns:
-        The rows chosen.
+        A scalar.
+    """
+    weights = sigmoid_weights(image_index, logits.shape[0], text_weights).to(logits.dtype)
+    images, texts = positive_pairs(image_index, logits.shape[0], image_ids)
+    # log(1 + e^-x) = log(1 + e^x) - x, so positives only add a linear term
+    return (nn.functional.softplus(logits).sum(0) * weights).sum() - (weights[texts] * logits[images, texts]).sum()
+
+
+def sigmoid_weights(
+    image_index: torch.LongTensor, num_images: int, text_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Weight (T,) of each text in `sigmoid_one_to_k`: w_t / (W N), equal shares for all images with texts."""
+    pairs = weigh_positives(image_index, num_images, variant="balanced", text_weights=text_weights)
+    return pairs.image_weight
+
+
+@dataclass
+class BatchLayout:
+    """What every process knows of the whole batch, and which part of it is its own.
+
+    Without several processes the whole batch is its own.
+
+    Attributes:
+        num_images: B, of all processes.
+        image_index: (T,) row of the image that each text describes, counted over all processes.
+        images, texts: (start, stop) of this process's images and texts.
+        image_ids: (B,) or None.
+        text_weights: (T,) or None.
+        guides: (T,) for each text the row of the English text of its image, or -1; None without guidance.
+    """
+
+    num_images: int
+    image_index: torch.LongTensor
+    images: tuple[int, int]
+    texts: tuple[int, int]
+    image_ids: torch.Tensor | None = None
+    text_weights: torch.Tensor | None = None
+    guides: torch.LongTensor | None = None
+
+    @classmethod
+    def single(cls, image_index: torch.LongTensor, num_images: int, **kwargs) -> BatchLayout:
+        """The layout of a batch that one process holds."""
+        return cls(num_images, image_index, (0, num_images), (0, len(image_index)), **kwargs)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this process holds the whole batch."""
+        return self.images == (0, self.num_images) and self.texts == (0, len(self.image_index))
+
+    def owned(self, rows: torch.LongTensor, of: str) -> torch.BoolTensor:
+        """Which of the rows of `images` or `texts` are this process's own."""
+        start, stop = getattr(self, of)
+        return (rows >= start) & (rows < stop)
+
+    def first_texts(self) -> torch.LongTensor:
+        """Row of the first text of each image (B,).
+
+        Raises:
+            ValueError: if an image has none.
+        """
+        order = torch.arange(len(self.image_index), device=self.image_index.device)
+        first = torch.full((self.num_images,), len(order), dtype=torch.long, device=order.device)
+        first = first.scatter_reduce(0, self.image_index, order, "amin")
+        if (first == len(order)).any():
+            raise ValueError("contrastive_variant 'one-to-one' needs a text for every image of the batch")
+        return first
+
+
+def contrastive_share(
+    image_embeds: torch.Tensor,
+    text_embeds: torch.Tensor,
+    temperature: torch.Tensor,
+    layout: BatchLayout,
+    *,
+    variant: str = "official",
+    bias: torch.Tensor | None = None,
+    guidance: float = 0.0,
+    tiled: bool = False,
+) -> torch.Tensor:
+    r"""A process's share of a contrastive loss over the embeddings of all processes.
+
+    The shares of all processes add up to the loss of the whole batch; each computes the rows of its own images and
+    the columns of its own texts. In float32 whatever the autocast, since softmaxes over thousands of similarities in
+    bfloat16 are far off.
+
+    English-guided soft targets (`guidance` g > 0): the text-to-image target of a text becomes
+    :math:`(1-g)` its own image plus :math:`g` the distribution over images that the English text of the same image
+    has at present (no gradient flows into it). A translation that is off is thus held to what its English sees.
+
+    Args:
+        image_embeds: (B, D) unit vectors of all processes.
+        text_embeds: (T, D).
+        temperature: scalar.
+        layout: of the batch.
+        variant: one of `CONTRASTIVE_VARIANTS`.
+        bias: scalar, for `"sigmoid"`.
+        guidance: g.
+        tiled: never hold the logits.
+
+    Returns:
+        A scalar.
 
     Raises:
-        ValueError: if no text of the batch has a negative image, as when it holds a single image.
+        ValueError: for an unknown variant, or for `"sigmoid"` without a bias or with guidance.
     """
-    logits = logits.detach().float()
-    if not logits.isfinite().all():
-        raise ValueError("similarities are not finite (NaN or infinite), so no negatives can be drawn from them")
-    for_images, for_texts = negative_weights(logits, image_index, image_ids, hardness)
-    images = torch.bincount(image_index, minlength=logits.shape[0]).nonzero().flatten()
-    if not (for_images[images].sum(1) > 0).all() or not (for_texts.sum(1) > 0).all():
-        raise ValueError(
-            f"matching needs a negative for every text, but among the {logits.shape[0]} images of the batch there is "
-            "none for some: a batch takes at least two images with different ids"
+    if variant not in CONTRASTIVE_VARIANTS:
+        raise ValueError(f"contrastive variant '{variant}' is not one of {', '.join(CONTRASTIVE_VARIANTS)}")
+    with torch.autocast(image_embeds.device.type, enabled=False):
+        images, texts = (e if e.dtype == torch.float64 else e.float() for e in (image_embeds, text_embeds))
+        scale = 1 / temperature.to(images.dtype)
+        if variant == "sigmoid":
+            if bias is None or guidance:
+                raise ValueError("the variant 'sigmoid' needs the model's logit_bias, and takes no guidance")
+            return _sigmoid_share(images, texts, scale, bias.to(images.dtype), layout, tiled)
+        if variant == "one-to-one":
+            layout, first = _one_text_each(layout)
+            texts, variant = texts[first], "official"
+        pairs = weigh_positives(
+            layout.image_index,
+            layout.num_images,
+            variant=variant,
+            image_ids=layout.image_ids,
+            text_weights=layout.text_weights,
         )
-    weights = positive_text_weights(logits, image_index, positive_choice)[images]
-    positive_text = torch.multinomial(weights, 1, generator=generator).flatten()
-    negative_image = torch.multinomial(for_texts[positive_text], 1, generator=generator).flatten()
-    negative_text = torch.multinomial(for_images[images], 1, generator=generator).flatten()
-    return MatchingPairs(images, positive_text, negative_image, negative_text)
+        return _softmax_share(images, texts, scale, layout, pairs, guidance, tiled)
 
 
-def matching_loss(itm_logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
-    """Image-text matching: cross entropy of (N, 2) logits against labels (N,), 1 = match; mean over pairs."""
-    return nn.functional.cross_entropy(itm_logits.float(), labels)
+def _one_text_each(layout: BatchLayout) -> tuple[BatchLayout, torch.LongTensor]:
+    """The layout with the first text of every image alone, and the rows of these texts."""
+    first = layout.first_texts()
+    weights = None if layout.text_weights is None else layout.text_weights[first]
+    index = torch.arange(layout.num_images, device=first.device)
+    return BatchLayout(layout.num_images, index, layout.images, layout.images, layout.image_ids, weights), first
 
 
-def mlm_loss(mlm_logits: torch.Tensor, labels: torch.LongTensor) -> torch.Tensor:
+def _softmax_share(images, texts, scale, layout, pairs, guidance, tiled) -> torch.Tensor:
+    own_images, own_texts = images[slice(*layout.images)], texts[slice(*layout.texts)]
+    if layout.is_whole:
+        rows, columns = _log_sum_exps(images, texts, scale, True, tiled)
+    else:
+        rows, _ = _log_sum_exps(own_images, texts, scale, False, tiled)
+        columns, _ = _log_sum_exps(own_texts, images, scale, False, tiled)
+    total = images.new_zeros(())
+    mine = layout.owned(pairs.image, "images")
+    total = total + _terms(images, texts, scale, pairs, mine, rows, pairs.image - layout.images[0], pairs.image_weight)
+    mine = layout.owned(pairs.text, "texts")
+    places = pairs.text - layout.texts[0]
+    if guidance and layout.guides is not None:
+        guided = layout.guides[pairs.text] >= 0
+        total = total + guidance * _guided_terms(images, texts, scale, layout, pairs, mine & guided, columns, places)
+        weight = torch.where(guided, (1 - guidance) * pairs.text_weight, pairs.text_weight)
+    else:
+        weight = pairs.text_weight
+    return (total + _terms(images, texts, scale, pairs, mine, columns, places, weight)) / 2
+
+
+def _log_sum_exps(a, b, scale, columns, tiled):
+    if tiled:
+        return tiled_log_sum_exp(a, b, scale, columns=columns)
+    logits = a * scale @ b.t()
+    return logits.logsumexp(1), logits.logsumexp(0) if columns else None
+
+
+def _terms(images, texts, scale, pairs, chosen, log_sums, places, weights) -> torch.Tensor:
+    """Sum over the chosen pairs of weight * (log-sum-exp - logit)."""
+    logits = (images[pairs.image[chosen]] * texts[pairs.text[chosen]]).sum(1) * scale
+    return (weights[chosen].to(logits.dtype) * (log_sums[places[chosen]] - logits)).sum()
+
+
+def _guided_terms(images, texts, scale, layout, pairs, chosen, columns, places) -> torch.Tensor:
+    """As `_terms`, with the mean logit under the guide's distribution in the place of the positive's logit."""
+    rows, back = torch.unique(layout.guides[pairs.text[chosen]], return_inverse=True)
+    with torch.no_grad():
+        shares = (texts[rows] * scale @ images.t()).softmax(1)
+    expected = (texts[pairs.text[chosen]] * (shares @ images)[back]).sum(1) * scale
+    weights = pairs.text_weight[chosen].to(expected.dtype)
+    return (weights * (columns[places[chosen]] - expected)).sum()
+
+
+def _sigmoid_share(images, texts, scale, bias, layout, tiled) -> torch.Tensor:
+    weights = sigmoid_weights(layout.image_index, layout.num_images, layout.text_weights).to(images.dtype)
+    own = images[slice(*layout.images)]
+    if tiled:
+        total = tiled_softplus_sum(own, texts, scale, bias, weights)
+    else:
+        total = (nn.functional.softplus(own * scale @ texts.t() + bias).sum(0) * weights).sum()
+    pair_images, pair_texts = positive_pairs(layout.image_index, layout.num_images, layout.image_ids)
+    mine = layout.owned(pair_images, "images")
+    pair_images, pair_texts = pair_images[mine], pair_texts[mine]
+    logits = (images[pair_images] * texts[pair_texts]).sum(1) * scale + bias
+    return total - (weights[pair_texts] * logits).sum()
+
+
+def matching_loss(itm_logits: torch.Tensor, labels: torch.LongTensor, total: int | None = None) -> torch.Tensor:
+    """Image-text matching: cross entropy of (N, 2) logits against labels (N,), 1 = match.
+
+    The mean over pairs; with `total`, their sum divided by it: the share of these pairs in a mean over more of them.
+    """
+    total = len(labels) if total is None else total
+    return nn.functional.cross_entropy(itm_logits.float(), labels, reduction="sum") / max(1, total)
+
+
+def mlm_loss(mlm_logits: torch.Tensor, labels: torch.LongTensor, total: int | None = None) -> torch.Tensor:
     """Masked-language loss: cross entropy of (N, V) logits against token ids (N,); -100 is ignored.
 
-    A batch in which nothing is masked has loss 0, not NaN.
+    The mean over masked tokens; with `total`, their sum divided by it. A batch in which nothing is masked has loss 0,
+    not NaN.
     """
-    if not (labels != -100).any():
-        return mlm_logits.sum() * 0
-    return nn.functional.cross_entropy(mlm_logits.float(), labels, ignore_index=-100)
+    total = int((labels != -100).sum()) if total is None else total
+    summed = nn.functional.cross_entropy(mlm_logits.float(), labels, ignore_index=-100, reduction="sum")
+    return summed / max(1, total)

@@ -5,16 +5,8 @@ from math import log
 import pytest
 import torch
 
-from ccrk.losses_ccrk import (
-    matching_loss,
-    mlm_loss,
-    negative_weights,
-    one_to_k,
-    one_to_one,
-    positive_mask,
-    positive_text_weights,
-    sample_matching_pairs,
-)
+from ccrk.losses_ccrk import matching_loss, mlm_loss, one_to_k, one_to_one, positive_mask
+from ccrk.sampling_ccrk import negative_weights, positive_text_weights, sample_matching_pairs
 
 # exp(LOGITS) holds whole numbers, so every softmax is a fraction that can be read off.
 #   rows sum to 4 and 8:       1/4 2/4 1/4 | 3/8 1/8 4/8
