@@ -101,9 +101,15 @@ class CCRkConfig(PreTrainedConfig):
         temperature_init (`float`): initial value of the learnable temperature that divides the logits.
         temperature_range (list of two `float`, *optional*): the temperature is clamped to it at every training step
             of `CCRkForPreTraining`, as the authors do; `CCRkModel` leaves it free.
-        contrastive_variant (`"official"`, `"balanced"` or `"one-to-one"`): see `losses_ccrk.one_to_k`.
+        contrastive_variant (`"official"`, `"balanced"`, `"one-to-one"` or `"sigmoid"`): see `losses_ccrk.one_to_k`
+            and `losses_ccrk.sigmoid_one_to_k`.
+        english_guidance (`float`): share of the text-to-image target that is what the English text of the image sees;
+            see `losses_ccrk.contrastive_share`. 0 leaves it out.
+        logit_bias_init (`float`): initial value of the bias that `"sigmoid"` adds to the logits (SigLIP's).
         positive_choice (`"probability"`, `"similarity"` or `"uniform"`): which text of an image is its positive pair
-            in matching; see `losses_ccrk.positive_text_weights`.
+            in matching; see `sampling_ccrk.positive_text_weights`.
+        negative_strategy (`"hard"`, `"hardest"` or `"random"`): how negatives for matching are chosen; see
+            `sampling_ccrk.SamplingRules`.
         contrastive_weight, matching_weight, mlm_weight (`float`): weights of the three losses; 0 leaves one out.
     """
 
@@ -126,8 +132,11 @@ class CCRkConfig(PreTrainedConfig):
     fusion_image_norm: bool = False
     temperature_init: float | int = 0.07
     temperature_range: list[float | int] | tuple[float | int, ...] | None = (0.001, 0.5)
-    contrastive_variant: Literal["official", "balanced", "one-to-one"] = "official"
+    contrastive_variant: Literal["official", "balanced", "one-to-one", "sigmoid"] = "official"
+    english_guidance: float | int = 0.0
+    logit_bias_init: float | int = -10.0
     positive_choice: Literal["probability", "similarity", "uniform"] = "probability"
+    negative_strategy: Literal["hard", "hardest", "random"] = "hard"
     contrastive_weight: float | int = 1.0
     matching_weight: float | int = 1.0
     mlm_weight: float | int = 1.0
@@ -173,6 +182,10 @@ class CCRkConfig(PreTrainedConfig):
             )
         if not 0 <= self.projection_dropout < 1:
             raise ValueError(f"projection_dropout is {self.projection_dropout}; it is a share from 0 to below 1")
+        if not 0 <= self.english_guidance <= 1:
+            raise ValueError(f"english_guidance is {self.english_guidance}; it is a share between 0 and 1")
+        if self.english_guidance and self.contrastive_variant == "sigmoid":
+            raise ValueError("english_guidance softens the targets of softmaxes; the variant 'sigmoid' has none")
 
     @property
     def image_size(self) -> int:

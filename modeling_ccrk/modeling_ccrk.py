@@ -11,10 +11,13 @@ from transformers.utils import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ccrk import CCRkConfig
+from .draws_ccrk import Draws
 from .heads_ccrk import CCRkLMHead, CCRkMatchingHead, CCRkProjection, summarise
 from .image_tower_ccrk import CCRkImageTower
-from .losses_ccrk import MatchingPairs, matching_loss, mlm_loss, one_to_k, one_to_one, sample_matching_pairs
+from .losses_ccrk import mlm_loss
+from .objectives_ccrk import SingleProcess, add_losses, gather_batch, sampling_rules
 from .pretrained_ccrk import CCRkPreTrainedModel
+from .sampling_ccrk import MatchingPairs
 from .text_layers_ccrk import CCRkFusionEncoder, CCRkImageStates, CCRkTextTower, trim_padding
 
 
@@ -72,24 +75,32 @@ class CCRkModel(CCRkPreTrainedModel):
         self.visual_projection = CCRkProjection(self.vision_model.hidden_size, config)
         self.text_projection = CCRkProjection(text.hidden_size, config)
         self.temperature = nn.Parameter(torch.tensor(float(config.temperature_init)))
+        # only the sigmoid objective has one; other checkpoints stay as they are
+        self.logit_bias = None
+        if config.contrastive_variant == "sigmoid":
+            self.logit_bias = nn.Parameter(torch.tensor(float(config.logit_bias_init)))
         self.itm_head = CCRkMatchingHead(text.hidden_size)
         self.post_init()
 
     def get_image_features(
-        self, pixel_values: torch.Tensor | None = None, image_hidden_states: torch.Tensor | None = None
+        self,
+        pixel_values: torch.Tensor | None = None,
+        image_hidden_states: torch.Tensor | None = None,
+        draws: Draws | None = None,
     ) -> BaseModelOutputWithPooling:
         """Embeds images.
 
         Args:
             pixel_values: (B, 3, H, W).
             image_hidden_states: (B, 1 + P, image width) in their place, computed before.
+            draws: dropout by keys, one for each image.
 
         Returns:
             `pooler_output (B, D)`: unit vectors; `last_hidden_state`: tokens of the image tower.
         """
         if image_hidden_states is None:
-            image_hidden_states = self.vision_model(pixel_values)
-        embeds = nn.functional.normalize(self.visual_projection(image_hidden_states[:, 0]), dim=-1)
+            image_hidden_states = self.vision_model(pixel_values, draws)
+        embeds = nn.functional.normalize(self.visual_projection(image_hidden_states[:, 0], draws), dim=-1)
         return BaseModelOutputWithPooling(last_hidden_state=image_hidden_states, pooler_output=embeds)
 
     def get_text_features(
@@ -97,6 +108,7 @@ class CCRkModel(CCRkPreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         text_hidden_states: torch.Tensor | None = None,
+        draws: Draws | None = None,
     ) -> BaseModelOutputWithPooling:
         """Embeds texts.
 
@@ -104,14 +116,15 @@ class CCRkModel(CCRkPreTrainedModel):
             input_ids: (T, L).
             attention_mask: (T, L), 1 at real tokens; all are real without it.
             text_hidden_states: (T, L, hidden) in place of `input_ids`, computed before.
+            draws: dropout by keys, one for each text.
 
         Returns:
             `pooler_output (T, D)`: unit vectors; `last_hidden_state`: tokens of the text tower.
         """
         if text_hidden_states is None:
-            text_hidden_states = self.text_model(input_ids, attention_mask)
+            text_hidden_states = self.text_model(input_ids, attention_mask, draws)
         summary = summarise(text_hidden_states, attention_mask, self.config.text_pooling)
-        embeds = nn.functional.normalize(self.text_projection(summary), dim=-1)
+        embeds = nn.functional.normalize(self.text_projection(summary, draws), dim=-1)
         return BaseModelOutputWithPooling(last_hidden_state=text_hidden_states, pooler_output=embeds)
 
     def get_image_states(
@@ -134,11 +147,12 @@ class CCRkModel(CCRkPreTrainedModel):
         attention_mask: torch.Tensor | None,
         image_rows: torch.LongTensor,
         text_rows: torch.LongTensor,
+        draws: Draws | None = None,
     ) -> torch.Tensor:
         """Matching logits (N, 2) of N pairs in one pass; every way to score pairs ends here."""
         mask = None if attention_mask is None else attention_mask[text_rows]
         hidden_states, mask = trim_padding(text_hidden_states[text_rows], mask)
-        fused = self.fusion_model(hidden_states, mask, image_states, image_rows)
+        fused = self.fusion_model(hidden_states, mask, image_states, image_rows, draws)
         return self.itm_head(summarise(fused, mask, self.config.fusion_pooling))
 
     def match(
@@ -205,10 +219,17 @@ class CCRkModel(CCRkPreTrainedModel):
         image_ids: torch.Tensor | None = None,
         image_hidden_states: torch.Tensor | None = None,
         text_hidden_states: torch.Tensor | None = None,
+        text_weights: torch.Tensor | None = None,
+        is_guide: torch.BoolTensor | None = None,
+        draw_keys: torch.LongTensor | None = None,
         return_loss: bool | None = None,
         matching_pairs: MatchingPairs | None = None,
         negative_hardness: float = 1.0,
         matching_images: int | None = None,
+        tiled: bool = False,
+        lenient: bool = False,
+        stand_in: bool = False,
+        exchange: SingleProcess | None = None,
         **kwargs,
     ) -> CCRkOutput:
         """Embeds a batch of images and texts, and computes the losses of fine-tuning.
@@ -221,10 +242,21 @@ class CCRkModel(CCRkPreTrainedModel):
             image_ids: (B,) optional; images with equal ids are positives of each other's texts.
             image_hidden_states: (B, 1 + P, image width) in place of `pixel_values`, from a frozen image tower.
             text_hidden_states: (T, L, hidden) in place of `input_ids`, from a frozen text tower.
+            text_weights: (T,) optional, how much each text counts as a positive; see `losses_ccrk.one_to_k`.
+            is_guide: (T,) optional, true for the texts that guide the others (`english_guidance`).
+            draw_keys: (B,) int64 optional: dropout and sampling become functions of them, see `draws_ccrk`.
             return_loss: adds contrastive and matching loss.
             matching_pairs: pairs for the matching loss; drawn from the batch by default.
-            negative_hardness: see `losses_ccrk.negative_weights`.
+            negative_hardness: see `sampling_ccrk.negative_weights`.
             matching_images: images of the batch that are matched, drawn at random; all by default.
+            tiled: the contrastive loss never holds the similarities; `logits_per_image` and `logits_per_text` are
+                left out.
+            lenient: a batch in which nothing can be matched, as one of a single image, has a matching loss of 0
+                instead of being an error.
+            stand_in: this process has no batch of its own; what it is given takes part in the exchange with others
+                and counts for nothing.
+            exchange: with other processes, whose batches are parts of the same large one; losses are then this
+                process's shares, which add up to those of the whole. See `ccrk.trainer.exchange`.
             **kwargs: ignored.
 
         Returns:
@@ -233,82 +265,93 @@ class CCRkModel(CCRkPreTrainedModel):
         Raises:
             ValueError: if images or texts are missing, or a loss is asked for without `image_index`.
         """
+        output, step = self.encode(
+            pixel_values,
+            input_ids,
+            attention_mask,
+            image_hidden_states,
+            text_hidden_states,
+            image_index=image_index if return_loss else None,
+            labels={
+                "image_ids": image_ids,
+                "text_weights": text_weights,
+                "is_guide": is_guide,
+                "draw_keys": draw_keys,
+                "exchange": exchange,
+            },
+            logits=not tiled,
+            stand_in=stand_in,
+        )
+        if step is None and return_loss:
+            check_image_index(image_index, len(output.image_embeds), len(output.text_embeds))
+        if return_loss:
+            rules = sampling_rules(self.config, negative_hardness, matching_images, lenient)
+            add_losses(self, output, step, attention_mask, pairs=matching_pairs, rules=rules, tiled=tiled)
+        return in_order(output)
+
+    def add_logit_bias(self) -> None:
+        """Gives the model the bias of the sigmoid objective, where its configuration asks for it and it has none."""
+        if self.config.contrastive_variant == "sigmoid" and self.logit_bias is None:
+            bias = torch.tensor(float(self.config.logit_bias_init))
+            self.logit_bias = nn.Parameter(bias.to(self.temperature))
+
+    def encode(
+        self,
+        pixel_values,
+        input_ids,
+        attention_mask,
+        image_hidden_states=None,
+        text_hidden_states=None,
+        *,
+        image_index: torch.LongTensor | None = None,
+        labels: dict | None = None,
+        logits: bool = True,
+        stand_in: bool = False,
+    ):
+        """Both towers' output for a batch and, where `image_index` is given, what a step knows of it.
+
+        Args:
+            pixel_values: see `forward`, as the next four.
+            input_ids: of texts.
+            attention_mask: of texts.
+            image_hidden_states: in place of `pixel_values`.
+            text_hidden_states: in place of `input_ids`.
+            image_index: (T,).
+            labels: further arguments of `objectives_ccrk.gather_batch`.
+            logits: whether to fill in the similarities.
+            stand_in: encode, but leave nothing of it; what is left keeps every parameter in the graph.
+
+        Returns:
+            [`CCRkOutput`] and `objectives_ccrk.StepBatch` or None.
+        """
         if pixel_values is None and image_hidden_states is None:
             raise ValueError("no images: pass pixel_values (or use get_text_features for texts alone)")
         if input_ids is None and text_hidden_states is None:
             raise ValueError("no texts: pass input_ids (or use get_image_features for images alone)")
-        image = self.get_image_features(pixel_values, image_hidden_states)
-        text = self.get_text_features(input_ids, attention_mask, text_hidden_states)
-        logits = image.pooler_output @ text.pooler_output.t() / self.temperature
+        step = None
+        if image_index is not None:
+            num_images = len(pixel_values if image_hidden_states is None else image_hidden_states)
+            num_texts = len(input_ids if text_hidden_states is None else text_hidden_states)
+            check_image_index(image_index, num_images, num_texts)
+            step = gather_batch(image_index, num_images, stand_in=stand_in, **(labels or {}))
+        draws = (None, None) if step is None or stand_in else (step.image_draws(), step.text_draws())
+        image = self.get_image_features(pixel_values, image_hidden_states, draws[0])
+        text = self.get_text_features(input_ids, attention_mask, text_hidden_states, draws[1])
         output = CCRkOutput(
-            logits_per_image=logits,
-            logits_per_text=logits.t(),
             image_embeds=image.pooler_output,
             text_embeds=text.pooler_output,
             image_hidden_states=image.last_hidden_state,
             text_hidden_states=text.last_hidden_state,
         )
-        if return_loss:
-            image_index = check_image_index(image_index, *logits.shape)
-            self.add_contrastive_loss(output, image_index, image_ids)
-            if self.config.matching_weight:
-                pairs = self.choose_pairs(
-                    output, image_index, image_ids, matching_pairs, negative_hardness, matching_images
-                )
-                self.add_matching_loss(output, attention_mask, pairs, self.states_of(pairs, output))
-        return in_order(output)
-
-    def add_contrastive_loss(self, output: CCRkOutput, image_index, image_ids) -> None:
-        """Fills in the contrastive loss and begins the weighted sum."""
-        output.loss = output.logits_per_image.sum() * 0
-        if self.config.contrastive_weight:
-            output.loss_contrastive = self.contrastive_loss(output.logits_per_image, image_index, image_ids)
-            output.loss = self.config.contrastive_weight * output.loss_contrastive
-
-    def choose_pairs(self, output, image_index, image_ids, pairs=None, hardness=1.0, count=None) -> MatchingPairs:
-        """The pairs of this step: those given, or drawn by the similarities of the batch; at most `count`."""
-        if pairs is None:
-            pairs = sample_matching_pairs(
-                output.logits_per_image,
-                image_index,
-                image_ids=image_ids,
-                positive_choice=self.config.positive_choice,
-                hardness=hardness,
-            )
-        return pairs if count is None else pairs.subset(count)
-
-    def states_of(self, pairs: MatchingPairs, output: CCRkOutput) -> tuple[CCRkImageStates, torch.LongTensor]:
-        """Image states of the images that occur in the pairs, and for each image of the batch its place in them."""
-        hidden_states = output.image_hidden_states
-        used = torch.unique(torch.cat([pairs.image, pairs.negative_image]))
-        places = torch.zeros(len(hidden_states), dtype=torch.long, device=used.device)
-        places[used] = torch.arange(len(used), device=used.device)
-        if len(used) < len(hidden_states):
-            hidden_states = hidden_states[used]
-        return self.fusion_model.image_states(hidden_states), places
-
-    def add_matching_loss(self, output: CCRkOutput, attention_mask, pairs: MatchingPairs, states_places) -> None:
-        """Fills in the matching loss of the pairs and adds it to the weighted sum."""
-        states, places = states_places
-        images, texts, labels = pairs.stacked()
-        itm_logits = self.match_rows(states, output.text_hidden_states, attention_mask, places[images], texts)
-        output.loss_matching = matching_loss(itm_logits, labels)
-        output.loss = output.loss + self.config.matching_weight * output.loss_matching
-
-    def contrastive_loss(self, logits, image_index, image_ids=None) -> torch.Tensor:
-        """The contrastive loss that the configuration names."""
-        if self.config.contrastive_variant == "one-to-one":
-            return one_to_one(logits[:, _first_texts(image_index, len(logits))], image_ids)
-        return one_to_k(logits, image_index, variant=self.config.contrastive_variant, image_ids=image_ids)
-
-
-def _first_texts(image_index: torch.LongTensor, num_images: int) -> torch.LongTensor:
-    """Row of the first text of each image (B,); every image needs one."""
-    if not torch.equal(torch.unique(image_index), torch.arange(num_images, device=image_index.device)):
-        raise ValueError("contrastive_variant 'one-to-one' needs a text for every image of the batch")
-    order = torch.arange(len(image_index), device=image_index.device)
-    first = torch.full((num_images,), len(image_index), dtype=torch.long, device=image_index.device)
-    return first.scatter_reduce(0, image_index, order, "amin")
+        if stand_in:
+            for name, value in output.items():
+                output[name] = value[:0]
+        if logits:
+            similarities = image.pooler_output @ text.pooler_output.t() / self.temperature
+            if self.logit_bias is not None:
+                similarities = similarities + self.logit_bias
+            output.logits_per_image, output.logits_per_text = similarities, similarities.t()
+        return output, step
 
 
 def check_image_index(image_index: torch.Tensor | None, num_images: int, num_texts: int) -> torch.LongTensor:
@@ -381,10 +424,17 @@ class CCRkForPreTraining(CCRkPreTrainedModel):
         mlm_labels: torch.LongTensor | None = None,
         image_hidden_states: torch.Tensor | None = None,
         text_hidden_states: torch.Tensor | None = None,
+        text_weights: torch.Tensor | None = None,
+        is_guide: torch.BoolTensor | None = None,
+        draw_keys: torch.LongTensor | None = None,
         return_loss: bool | None = None,
         matching_pairs: MatchingPairs | None = None,
         negative_hardness: float = 1.0,
         matching_images: int | None = None,
+        tiled: bool = False,
+        lenient: bool = False,
+        stand_in: bool = False,
+        exchange: SingleProcess | None = None,
         **kwargs,
     ) -> CCRkForPreTrainingOutput:
         """As [`CCRkModel.forward`], with the masked-language loss.
@@ -400,10 +450,17 @@ class CCRkForPreTraining(CCRkPreTrainedModel):
                 positive text of each image, with the image.
             image_hidden_states: (B, 1 + P, image width) in place of `pixel_values`.
             text_hidden_states: (T, L, hidden) in place of `input_ids`.
+            text_weights: (T,) optional.
+            is_guide: (T,) optional.
+            draw_keys: (B,) optional.
             return_loss: adds the losses; by default where `image_index` is given.
             matching_pairs: pairs for matching; drawn from the batch by default.
-            negative_hardness: see `losses_ccrk.negative_weights`.
+            negative_hardness: see `sampling_ccrk.negative_weights`.
             matching_images: images of the batch that are matched and unmasked.
+            tiled: see [`CCRkModel.forward`], as the next three.
+            lenient: whether a batch may have nothing to match.
+            stand_in: whether what is given counts for nothing.
+            exchange: with other processes.
             **kwargs: ignored.
 
         Returns:
@@ -414,57 +471,83 @@ class CCRkForPreTraining(CCRkPreTrainedModel):
         """
         if return_loss is None:
             return_loss = image_index is not None
-        if return_loss and self.config.temperature_range is not None:
-            with torch.no_grad():
-                self.ccrk.temperature.clamp_(*self.config.temperature_range)
-        base = self.ccrk(
-            pixel_values=pixel_values,
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            image_hidden_states=image_hidden_states,
-            text_hidden_states=text_hidden_states,
-            return_dict=True,
+        if return_loss:
+            self.clamp_temperature()
+        base, step = self.ccrk.encode(
+            pixel_values,
+            input_ids,
+            attention_mask,
+            image_hidden_states,
+            text_hidden_states,
+            image_index=image_index if return_loss else None,
+            labels={
+                "image_ids": image_ids,
+                "text_weights": text_weights,
+                "is_guide": is_guide,
+                "draw_keys": draw_keys,
+                "exchange": exchange,
+            },
+            logits=not tiled,
+            stand_in=stand_in,
         )
         output = CCRkForPreTrainingOutput(**base)
         if not return_loss:
             return output
-        config, retriever = self.config, self.ccrk
-        image_index = check_image_index(image_index, *output.logits_per_image.shape)
-        retriever.add_contrastive_loss(output, image_index, image_ids)
-        if not (config.matching_weight or config.mlm_weight):
-            return in_order(output)
-        pairs = retriever.choose_pairs(
-            output, image_index, image_ids, matching_pairs, negative_hardness, matching_images
-        )
-        states, places = retriever.states_of(pairs, output)
-        if config.matching_weight:
-            retriever.add_matching_loss(output, attention_mask, pairs, (states, places))
-        if config.mlm_weight:
-            if masked_input_ids is None or mlm_labels is None:
-                raise ValueError(
-                    "the masked-language loss needs masked_input_ids and mlm_labels (see masking_ccrk.mask_tokens); "
-                    "set mlm_weight=0 in the configuration to train without it"
-                )
-            rows = pairs.positive_text
-            mask = None if attention_mask is None else attention_mask[rows]
-            output.loss_mlm = self.masked_language_loss(
-                masked_input_ids[rows], mask, mlm_labels[rows], states, places[pairs.image]
+        if step is None:
+            check_image_index(image_index, len(output.image_embeds), len(output.text_embeds))
+        if not self.config.mlm_weight:
+            masked_input_ids = mlm_labels = None
+        elif masked_input_ids is None or mlm_labels is None:
+            raise ValueError(
+                "the masked-language loss needs masked_input_ids and mlm_labels (see masking_ccrk.mask_tokens); "
+                "set mlm_weight=0 in the configuration to train without it"
             )
-            output.loss = output.loss + config.mlm_weight * output.loss_mlm
+        add_losses(
+            self,
+            output,
+            step,
+            attention_mask,
+            pairs=matching_pairs,
+            rules=sampling_rules(self.config, negative_hardness, matching_images, lenient),
+            masked_input_ids=masked_input_ids,
+            mlm_labels=mlm_labels,
+            tiled=tiled,
+        )
         return in_order(output)
 
-    def mlm_hidden_states(self, masked_input_ids, attention_mask, image_states, image_rows=None) -> torch.Tensor:
-        """Output of all layers (N, L, hidden) for masked texts with their images."""
-        hidden_states = self.ccrk.text_model(masked_input_ids, attention_mask)
-        return self.ccrk.fusion_model(hidden_states, attention_mask, image_states, image_rows)
+    def clamp_temperature(self) -> None:
+        """Brings the temperature back into `temperature_range`, as the authors do before every step."""
+        if self.config.temperature_range is not None:
+            with torch.no_grad():
+                self.ccrk.temperature.clamp_(*self.config.temperature_range)
 
-    def masked_language_loss(self, masked_input_ids, attention_mask, labels, image_states, image_rows) -> torch.Tensor:
-        """Masked-language loss of texts (N, L) with the images `image_rows (N,)`; the head sees masked tokens only."""
+    def mlm_hidden_states(
+        self, masked_input_ids, attention_mask, image_states, image_rows=None, draws: Draws | None = None
+    ) -> torch.Tensor:
+        """Output of all layers (N, L, hidden) for masked texts with their images."""
+        hidden_states = self.ccrk.text_model(masked_input_ids, attention_mask, draws)
+        return self.ccrk.fusion_model(hidden_states, attention_mask, image_states, image_rows, draws)
+
+    def masked_language_loss(
+        self,
+        masked_input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None,
+        labels: torch.LongTensor,
+        image_states: CCRkImageStates,
+        image_rows: torch.LongTensor,
+        *,
+        draws: Draws | None = None,
+        total: int | None = None,
+    ) -> torch.Tensor:
+        """Masked-language loss of texts (N, L) with the images `image_rows (N,)`; the head sees masked tokens only.
+
+        With `total`, the sum over masked tokens divided by it.
+        """
         masked_input_ids, trimmed = trim_padding(masked_input_ids, attention_mask)
-        hidden_states = self.mlm_hidden_states(masked_input_ids, trimmed, image_states, image_rows)
+        hidden_states = self.mlm_hidden_states(masked_input_ids, trimmed, image_states, image_rows, draws)
         labels = labels[:, : masked_input_ids.shape[1]]
         masked = labels != -100
-        return mlm_loss(self.mlm_head(hidden_states[masked]), labels[masked])
+        return mlm_loss(self.mlm_head(hidden_states[masked]), labels[masked], total)
 
 
 __all__ = ["CCRkForPreTraining", "CCRkForPreTrainingOutput", "CCRkModel", "CCRkOutput"]

@@ -61,6 +61,8 @@ class CCRkPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, CCRkPreTrainedModel) and "temperature" in module._parameters:
             init.constant_(module.temperature, self.config.temperature_init)
+            if module.logit_bias is not None:
+                init.constant_(module.logit_bias, self.config.logit_bias_init)
 
     def _set_gradient_checkpointing(self, enable: bool = True, *args, **kwargs) -> None:
         super()._set_gradient_checkpointing(enable, *args, **kwargs)

@@ -10,10 +10,11 @@ from torch.nn import functional
 from transformers import AutoModel, AutoModelForPreTraining
 
 from ccrk import CCRkForPreTraining, CCRkModel
-from ccrk.losses_ccrk import MatchingPairs
 from ccrk.modeling_ccrk import CCRkForPreTrainingOutput, CCRkOutput, summarise
+from ccrk.sampling_ccrk import MatchingPairs
 
 BOTH = pytest.mark.parametrize("model_class", [CCRkModel, CCRkForPreTraining])
+PAIR_ROWS = ("image", "positive_text", "negative_image", "negative_text")
 PAIRS = MatchingPairs(*(torch.tensor(rows) for rows in ([0, 1, 2], [1, 2, 4], [2, 0, 1], [3, 0, 2])))
 
 
@@ -212,7 +213,7 @@ def test_ragged_losses_equal_the_plain_version(model_class, variant, tiny_model,
     close(output.loss_contrastive, plain_contrastive(output.logits_per_image, batch["image_index"], variant))
     everything = model.match(**without_index(batch)).log_softmax(-1)
     terms = []
-    for image, text, other_image, other_text in zip(*(vars(PAIRS)[name] for name in vars(PAIRS)), strict=True):
+    for image, text, other_image, other_text in zip(*(getattr(PAIRS, name) for name in PAIR_ROWS), strict=True):
         terms += [everything[image, text, 1], everything[other_image, text, 0], everything[image, other_text, 0]]
     close(output.loss_matching, -sum(terms) / 9)
     total = output.loss_contrastive + output.loss_matching
@@ -294,12 +295,13 @@ def test_fewer_matching_images(model_class, tiny_model, masked_batch):
     model(**batch, return_loss=True, matching_images=2)
     model(**batch, return_loss=True, matching_images=50)
     assert rows == [9, 6, 9]
-    torch.manual_seed(0)
-    subset = PAIRS.subset(2)
-    assert len(subset.image) == 2
-    places = [PAIRS.image.tolist().index(image) for image in subset.image]
-    for name in vars(PAIRS):
-        assert torch.equal(getattr(subset, name), getattr(PAIRS, name)[places])
+
+
+def test_a_part_of_the_pairs_remembers_how_many_there_are():
+    part = PAIRS.part(1, 3)
+    assert len(part) == 2 and part.total == 3
+    for name in PAIR_ROWS:
+        assert torch.equal(getattr(part, name), getattr(PAIRS, name)[1:3])
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,8 @@ from safetensors.torch import load_file
 from ccrk.configuration_ccrk import CCRkVisionConfig
 from ccrk.conversion_ccrk import convert_state, official_config, read_checkpoint, read_official_config, rename
 from ccrk.image_tower_ccrk import CCRkImageTower, interpolate_relative_positions
-from ccrk.losses_ccrk import (
-    MatchingPairs,
-    matching_loss,
-    negative_weights,
-    one_to_k,
-    one_to_one,
-    positive_text_weights,
-)
+from ccrk.losses_ccrk import matching_loss, one_to_k, one_to_one
+from ccrk.sampling_ccrk import MatchingPairs, negative_weights, positive_text_weights
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 # At temperature 0.001 losses reach hundreds, where float32 numbers lie 3e-5 apart: hence the relative part.
