@@ -6,7 +6,18 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
-FREEZE_PRESETS = ("none", "image", "text", "towers")
+# preset -> parts of the model that do not learn
+FREEZE_PRESETS = {
+    "none": (),
+    "image": ("vision_model",),
+    "text": ("text_model",),
+    "towers": ("vision_model", "text_model"),
+    "projection-only": ("vision_model", "text_model", "fusion_model", "itm_head"),
+}
+FREEZE_ALIASES = {"full": "none", "locked-image": "image"}
+DECAY_RULES = ("standard", "official")
+AUGMENTATIONS = ("none", "finetune", "pretrain")
+LANGUAGE_SAMPLINGS = ("uniform", "balanced")
 
 
 @dataclass
@@ -16,62 +27,136 @@ class CCRkTrainingArguments(TrainingArguments):
     Those that default to None leave what the model's configuration says.
 
     Attributes:
-        contrastive_variant, positive_choice, contrastive_weight, matching_weight, mlm_weight: see `CCRkConfig`.
+        contrastive_variant, positive_choice, negative_strategy, english_guidance, contrastive_weight,
+            matching_weight, mlm_weight: see `CCRkConfig`.
+        temperature_range: smallest and largest temperature; it is clamped to them before every step. Without it
+            `CCRkForPreTraining` takes the range of its configuration, and `CCRkModel` none.
         languages: languages to train on; all that occur by default.
         texts_per_image: captions of each image in a step, each in another language, drawn anew every time; without
             it, one caption in every language that the image has.
-        mask_ratio, max_masks: see `masking_ccrk.MaskingRules`.
+        language_sampling: with `texts_per_image`, `uniform` draws languages alike, `balanced` draws one with a weight
+            of one divided by the number of its captions.
+        source_weights: weights of captions by their source, as `SOURCE=WEIGHT`: how much they count as positives.
+        mask_ratio, max_masks, span_probability: see `masking_ccrk.MaskingRules`.
         negative_ramp: share of the training over which matching negatives go from uniformly drawn to fully hard. A
             matcher from scratch needs it; one that starts from a trained fusion encoder does not.
-        matching_images: images of each batch that take part in matching and masked-language modelling, drawn at
-            random; all by default. Negatives still come from the whole batch. The fusion encoder is most of a step's
-            cost, so this buys larger contrastive batches.
+        matching_images: images of each global batch that take part in matching and masked-language modelling, drawn
+            at random; all by default. Negatives still come from the whole batch. The fusion encoder is most of a
+            step's cost, so this buys larger contrastive batches.
+        augmentation: `none`, or the authors' recipe for `finetune` (crops of half the photo and more) or `pretrain`
+            (of a fifth and more).
+        on_broken: `skip` counts photos that cannot be read and goes on, `raise` stops at the first.
         new_layer_multiplier: factor of the learning rate for parts that towers do not have (projections,
             temperature, matching head, cross-attention); the authors take 2.
-        freeze: `none`, `image`, `text` or `towers` (both).
+        decay_rules: which parameters are decayed: `standard` (no bias, norm, temperature or logit bias), or
+            `official`, which repeats the authors' slips (it decays the temperature and the norm of the matching head,
+            and spares the tables of relative positions).
+        freeze: `none` (or `full`), `image` (or `locked-image`), `text`, `towers` (both), or `projection-only`.
         cache_features: with both towers frozen, compute their output once and train the rest from it.
         feature_cache_dir: where to keep it; `output_dir/feature_cache` by default. It is found again by a
             fingerprint of towers and data.
+        mini_batch_size: images that pass through the model at once; a step over a larger batch is then taken in
+            pieces, with the gradient of the whole (a gradient cache). Without it a batch passes as a whole.
+        tiled_contrastive: never hold the matrix of similarities; for batches of thousands.
+        keyed_draws: dropout, negatives, masks and augmentation are functions of seed, step and image, so that a step
+            is the same however it is split. Off, dropout comes from the global generator, as elsewhere.
         eval_rerank: in `evaluate`, re-score so many images for each text by the fusion encoder.
         eval_languages: languages to evaluate; all by default.
     """
 
     remove_unused_columns: bool | None = field(default=False)
-    contrastive_variant: str | None = field(default=None, metadata={"help": "official, balanced or one-to-one"})
+    contrastive_variant: str | None = field(
+        default=None, metadata={"help": "official, balanced, one-to-one or sigmoid"}
+    )
     positive_choice: str | None = field(default=None, metadata={"help": "probability, similarity or uniform"})
+    negative_strategy: str | None = field(default=None, metadata={"help": "hard, hardest or random"})
+    english_guidance: float | None = field(default=None, metadata={"help": "share of English-guided targets"})
     contrastive_weight: float | None = field(default=None, metadata={"help": "weight of the contrastive loss"})
     matching_weight: float | None = field(default=None, metadata={"help": "weight of the matching loss"})
     mlm_weight: float | None = field(default=None, metadata={"help": "weight of the masked-language loss"})
+    temperature_range: list[float] | None = field(default=None, metadata={"help": "clamp of the temperature"})
     languages: list[str] | None = field(default=None, metadata={"help": "languages to train on (default: all)"})
     texts_per_image: int | None = field(default=None, metadata={"help": "captions of an image in a step"})
+    language_sampling: str = field(default="uniform", metadata={"help": "uniform or balanced"})
+    source_weights: list[str] | None = field(default=None, metadata={"help": "weights of captions, SOURCE=WEIGHT"})
     mask_ratio: float = field(default=0.4, metadata={"help": "share of tokens that is masked"})
     max_masks: int = field(default=12, metadata={"help": "most tokens masked in a text"})
+    span_probability: float = field(default=0.2, metadata={"help": "share of masks that are spans of 2 or 3"})
     negative_ramp: float = field(default=0.0, metadata={"help": "share of training until negatives are fully hard"})
     matching_images: int | None = field(default=None, metadata={"help": "images of a batch that are matched"})
+    augmentation: str = field(default="none", metadata={"help": "none, finetune or pretrain"})
+    on_broken: str = field(default="skip", metadata={"help": "skip or raise"})
     new_layer_multiplier: float = field(default=1.0, metadata={"help": "learning rate factor of new layers"})
-    freeze: str = field(default="none", metadata={"help": "none, image, text or towers"})
+    decay_rules: str = field(default="standard", metadata={"help": "standard or official"})
+    freeze: str = field(default="none", metadata={"help": "none, image, text, towers or projection-only"})
     cache_features: bool = field(default=False, metadata={"help": "compute frozen towers once"})
     feature_cache_dir: str | None = field(default=None, metadata={"help": "folder of the cached features"})
+    mini_batch_size: int | None = field(default=None, metadata={"help": "images in a piece of the gradient cache"})
+    tiled_contrastive: bool = field(default=False, metadata={"help": "never hold all similarities"})
+    keyed_draws: bool = field(default=True, metadata={"help": "draws by seed, step and image"})
     eval_rerank: int = field(default=0, metadata={"help": "images re-scored for each text in evaluation"})
     eval_languages: list[str] | None = field(default=None, metadata={"help": "languages to evaluate"})
 
     def __post_init__(self):
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False  # what a step does not use is frozen, so there is nothing to find
         super().__post_init__()
-        if self.freeze not in FREEZE_PRESETS:
-            raise ValueError(f"freeze is '{self.freeze}'; it is one of {', '.join(FREEZE_PRESETS)}")
-        if self.cache_features and self.freeze != "towers":
-            raise ValueError(
-                f"cache_features needs freeze='towers', but freeze is '{self.freeze}': features of a tower that "
-                "still learns would be stale after one step"
-            )
+        self.freeze = FREEZE_ALIASES.get(self.freeze, self.freeze)
+        for name, allowed in (
+            ("freeze", FREEZE_PRESETS),
+            ("decay_rules", DECAY_RULES),
+            ("augmentation", AUGMENTATIONS),
+            ("language_sampling", LANGUAGE_SAMPLINGS),
+            ("on_broken", ("skip", "raise")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is '{getattr(self, name)}'; it is one of {', '.join(allowed)}")
+        self._check_cache()
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns would drop the image column; leave it off")
-        if self.texts_per_image is not None and self.texts_per_image < 1:
-            raise ValueError(f"texts_per_image is {self.texts_per_image}; it is at least 1")
-        if self.matching_images is not None and self.matching_images < 2:
-            raise ValueError(f"matching_images is {self.matching_images}; it is at least 2")
-        if not 0 <= self.negative_ramp <= 1:
-            raise ValueError(f"negative_ramp is {self.negative_ramp}; it is a share between 0 and 1")
+        for name, least in (("texts_per_image", 1), ("matching_images", 2), ("mini_batch_size", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; it is at least {least}")
+        for name in ("negative_ramp", "span_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a share between 0 and 1")
+        if self.temperature_range is not None and not (
+            len(self.temperature_range) == 2 and 0 < self.temperature_range[0] <= self.temperature_range[1]
+        ):
+            raise ValueError(f"temperature_range is {self.temperature_range}; it is a smallest and a largest, above 0")
+        self.caption_weights()
+
+    def _check_cache(self) -> None:
+        if not self.cache_features:
+            return
+        if not {"vision_model", "text_model"} <= set(FREEZE_PRESETS[self.freeze]):
+            raise ValueError(
+                f"cache_features needs freeze='towers' (or 'projection-only'), but freeze is '{self.freeze}': "
+                "features of a tower that still learns would be stale after one step"
+            )
+        if self.augmentation != "none":
+            raise ValueError(
+                f"cache_features keeps one picture of each photo, but augmentation is '{self.augmentation}', which "
+                "shows another one each time; leave one of the two off"
+            )
+
+    def caption_weights(self) -> dict[str, float]:
+        """`source_weights` as source -> weight.
+
+        Raises:
+            ValueError: if one is not of the form SOURCE=WEIGHT with a weight of at least 0.
+        """
+        weights = {}
+        for entry in self.source_weights or []:
+            source, _, number = entry.rpartition("=")
+            try:
+                weights[source] = float(number)
+            except ValueError:
+                weights[source] = -1.0
+            if not source or not 0 <= weights[source] < float("inf"):
+                raise ValueError(f"the source weight '{entry}' is not of the form SOURCE=WEIGHT, such as machine=0.5")
+        return weights
 
     @property
     def n_gpu(self) -> int:

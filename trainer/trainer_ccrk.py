@@ -1,21 +1,67 @@
-"""Trainer of CCRk: the losses of the method, retrieval metrics, frozen towers from cached features."""
+"""Trainer of CCRk: the losses of the method, the same step for any number of processes, runs that survive."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+import json
+import logging
+import shutil
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ccrk.data.augmentation import AugmentationRules
+from ccrk.data.report import SkipReport
+from ccrk.data.sharding import BatchStream, EpochRows, GlobalBatchSampler
+from ccrk.draws_ccrk import mix
 from ccrk.evaluation.retrieval import evaluate_retrieval
 from ccrk.masking_ccrk import MaskingRules
-from ccrk.trainer.arguments_ccrk import CCRkTrainingArguments
+from ccrk.objectives_ccrk import SingleProcess
+from ccrk.trainer.arguments_ccrk import FREEZE_PRESETS, CCRkTrainingArguments
+from ccrk.trainer.checkpoints import is_disk_error, last_complete_checkpoint
 from ccrk.trainer.collator_ccrk import CCRkDataCollator
+from ccrk.trainer.exchange import ProcessExchange
 from ccrk.trainer.feature_cache import CachedRows, FeatureCache
+from ccrk.trainer.gradient_cache import CachedStep
+from ccrk.trainer.parameters import decays, freeze, freeze_unused, is_new
 
-NEW_LAYERS = ("crossattention", "_projection.", "itm_head.", "temperature")
-CONFIG_OVERRIDES = ("contrastive_variant", "positive_choice", "contrastive_weight", "matching_weight", "mlm_weight")
+logger = logging.getLogger(__name__)
+
+CONFIG_OVERRIDES = (
+    "contrastive_variant",
+    "positive_choice",
+    "negative_strategy",
+    "english_guidance",
+    "contrastive_weight",
+    "matching_weight",
+    "mlm_weight",
+)
+SKIPPED = "skipped.json"
+
+
+class EpochLoader(DataLoader):
+    """A DataLoader whose batch sampler is told the epoch, as the Trainer of transformers tells its loaders."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the epoch that is read next."""
+        self.batch_sampler.set_epoch(epoch)
+
+
+class _IterableRecords:
+    """Rows of any iterable data set as `BatchStream` reads them."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def records(self, epoch: int):
+        """The rows of an epoch."""
+        if hasattr(self.dataset, "set_epoch"):
+            self.dataset.set_epoch(epoch)
+        yield from self.dataset
 
 
 class CCRkTrainer(Trainer):
@@ -24,6 +70,12 @@ class CCRkTrainer(Trainer):
     Give it a model, [`CCRkTrainingArguments`], data sets of rows (`image`, `image_id`, `captions`) and a
     [`CCRkProcessor`] as `processing_class`. `evaluate` searches the whole evaluation set and reports recall by
     language and MRV.
+
+    With several processes, a step is that of one process on the whole batch: losses are means over it, negatives come
+    from all of it, and rows are shared out so that none is read twice or lost.
+
+    Attributes:
+        skipped: what this process has left out in training, by cause.
     """
 
     loss_is_scaled_for_ga = False  # losses are means over the batch
@@ -37,16 +89,22 @@ class CCRkTrainer(Trainer):
                 setattr(model.config, name, getattr(args, name))
         if not hasattr(model, "mlm_head"):
             model.config.mlm_weight = 0.0
-        frozen = _freeze(model, args.freeze)
+        model.retriever.add_logit_bias()
+        frozen = freeze(model, FREEZE_PRESETS[args.freeze])
+        freeze_unused(model)
         if data_collator is None:
-            data_collator = self._make_collator(model, args, kwargs["processing_class"])
+            data_collator = self._make_collator(model, args, kwargs["processing_class"], kwargs.get("train_dataset"))
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
         self._frozen = frozen
         self._partial_losses: dict[str, list[torch.Tensor]] = defaultdict(list)
-        self.args.accelerator_config.dispatch_batches = False
+        self._batches_done = 0  # of a stream, when a run goes on
+        self._row_ids: list[str] = []
+        self.skipped = SkipReport()
+        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        self.exchange = ProcessExchange() if several else SingleProcess()
 
     @staticmethod
-    def _make_collator(model, args: CCRkTrainingArguments, processor) -> CCRkDataCollator:
+    def _make_collator(model, args: CCRkTrainingArguments, processor, dataset) -> CCRkDataCollator:
         masking = None
         if hasattr(model, "mlm_head") and model.config.mlm_weight:
             tokenizer = processor.tokenizer
@@ -57,72 +115,309 @@ class CCRkTrainer(Trainer):
                 model.config.text_config.vocab_size,
                 mask_ratio=args.mask_ratio,
                 max_masks=args.max_masks,
+                span_probability=args.span_probability,
             )
-        return CCRkDataCollator(processor, args.languages, args.texts_per_image, masking)
+        augmentation = None
+        if args.augmentation != "none":
+            augmentation = AugmentationRules.preset(args.augmentation, model.config.image_size)
+        return CCRkDataCollator(
+            processor,
+            args.languages,
+            args.texts_per_image,
+            masking,
+            seed=args.seed,
+            augmentation=augmentation,
+            language_counts=_language_counts(dataset) if args.language_sampling == "balanced" else None,
+            source_weights=args.caption_weights(),
+            guide=bool(model.config.english_guidance),
+            on_broken=args.on_broken,
+        )
 
-    def train(self, *args, **kwargs):
-        """Trains as `Trainer.train` does; with `cache_features`, the towers' output is computed first."""
-        if self.args.cache_features and not isinstance(self.train_dataset, CachedRows):
-            folder = self.args.feature_cache_dir or Path(self.args.output_dir) / "feature_cache"
-            if not isinstance(self.data_collator, CCRkDataCollator):
-                raise ValueError(
-                    f"cache_features needs a CCRkDataCollator, which reads the cache; "
-                    f"data_collator is a {type(self.data_collator).__name__}"
-                )
-            self.data_collator.cache = FeatureCache.build(
-                folder, self.model, self.processing_class, self.train_dataset, bf16=self.args.bf16
+    # --- data -----------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """A loader of this process's share of each global batch; see `ccrk.data.sharding`.
+
+        The sharding of accelerate is not used: it reads rows twice to fill the last batch, or cuts streams by slicing
+        every tensor of a batch alike, which images and texts of different number do not survive.
+        """
+        if self.train_dataset is None:
+            raise ValueError("CCRkTrainer: training requires a train_dataset")
+        args, dataset = self.args, undecoded(self.train_dataset)
+        rank, world_size = self.exchange.rank, self.exchange.world_size
+        workers = args.dataloader_num_workers
+        options = {
+            "collate_fn": self.data_collator,
+            "num_workers": workers,
+            "pin_memory": args.dataloader_pin_memory and torch.cuda.is_available(),
+            "persistent_workers": args.dataloader_persistent_workers and workers > 0,
+            "multiprocessing_context": args.dataloader_multiprocessing_context if workers else None,
+            "prefetch_factor": args.dataloader_prefetch_factor if workers else None,
+        }
+        if is_stream(dataset):
+            stream = BatchStream(
+                dataset if hasattr(dataset, "records") else _IterableRecords(dataset),
+                self._train_batch_size,
+                rank,
+                world_size,
+                start_batch=self._batches_done,
+                drop_last=args.dataloader_drop_last,
             )
-            self.train_dataset = CachedRows(self.train_dataset)
-        return super().train(*args, **kwargs)
+            return DataLoader(stream, batch_size=None, **options)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        sampler = GlobalBatchSampler(
+            len(dataset), self._train_batch_size, rank, world_size, seed, drop_last=args.dataloader_drop_last
+        )
+        return EpochLoader(EpochRows(dataset), batch_sampler=sampler, **options)
+
+    # --- a run ----------------------------------------------------------------------------------------------------
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """Trains as `Trainer.train` does.
+
+        With `cache_features`, the towers' output is computed first. `resume_from_checkpoint=True` goes on from the
+        last checkpoint that was written to its end; the run ends as one that was not interrupted. What was left out
+        is written to `skipped.json` in the output folder.
+
+        Raises:
+            ValueError: if there is no checkpoint to go on from, or a loss is not finite.
+        """
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(
+                    f"No valid checkpoint in '{self.args.output_dir}' to go on from: none was written to its end"
+                )
+        if isinstance(resume_from_checkpoint, Path):
+            resume_from_checkpoint = str(resume_from_checkpoint)
+        if self.args.cache_features and not isinstance(self.train_dataset, CachedRows):
+            self._cache_features()
+        ignored, self.skipped = self.args.ignore_data_skip, SkipReport()
+        if resume_from_checkpoint:
+            self._recall(Path(resume_from_checkpoint))
+        try:
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self.args.ignore_data_skip, self._batches_done = ignored, 0
+        self._report_skipped()
+        return result
+
+    def _recall(self, checkpoint: Path) -> None:
+        """Takes up what a checkpoint knows beside the state of transformers: skipped rows, the place in a stream."""
+        if self.exchange.rank == 0 and (checkpoint / SKIPPED).exists():
+            self.skipped = SkipReport.from_dict(json.loads((checkpoint / SKIPPED).read_text(encoding="utf-8")))
+        if is_stream(self.train_dataset) and not self.args.ignore_data_skip:
+            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            self._batches_done = state["global_step"] * self.args.gradient_accumulation_steps
+            self.args.ignore_data_skip = True  # the stream skips by itself, without opening a single photo
+
+    def _cache_features(self) -> None:
+        folder = self.args.feature_cache_dir or Path(self.args.output_dir) / "feature_cache"
+        if not isinstance(self.data_collator, CCRkDataCollator):
+            raise ValueError(
+                f"cache_features needs a CCRkDataCollator, which reads the cache; "
+                f"data_collator is a {type(self.data_collator).__name__}"
+            )
+        if is_stream(self.train_dataset):
+            raise ValueError("cache_features needs a data set that can be indexed, not a stream")
+        self.data_collator.cache = FeatureCache.build(
+            folder, self.model, self.processing_class, self.train_dataset, bf16=self.args.bf16
+        )
+        self.train_dataset = CachedRows(self.train_dataset)
+
+    def all_skipped(self) -> SkipReport:
+        """What all processes have left out; called by all of them."""
+        if self.exchange.world_size == 1:
+            return SkipReport().merge(self.skipped)
+        parts = [None] * self.exchange.world_size
+        dist.all_gather_object(parts, self.skipped.to_dict())
+        total = SkipReport()
+        for part in parts:
+            total.merge(SkipReport.from_dict(part))
+        return total
+
+    def _report_skipped(self) -> None:
+        total = self.all_skipped()
+        if self.is_world_process_zero() and total:
+            folder = Path(self.args.output_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / SKIPPED).write_text(json.dumps(total.to_dict(), indent=1), encoding="utf-8")
+            logger.warning(f"left out in training, over all epochs:\n{total.table()}")
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """Saves a checkpoint; one that the disk has no room for is removed, and the training goes on."""
+        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        skipped = self.all_skipped()
+        if self.args.should_save:
+            # what a killed run left under this name would look whole as soon as its last file is there
+            shutil.rmtree(folder, ignore_errors=True)
+        if self.exchange.world_size > 1:
+            dist.barrier()
+        try:
+            if self.args.should_save:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / SKIPPED).write_text(json.dumps(skipped.to_dict()), encoding="utf-8")
+            super()._save_checkpoint(model, trial)
+        except Exception as error:
+            if not is_disk_error(error, folder):
+                raise
+            shutil.rmtree(folder, ignore_errors=True)
+            last = last_complete_checkpoint(folder.parent)
+            logger.error(
+                f"checkpoint {folder.name} could not be saved ({error}); the training goes on, and "
+                + (f"{last.name} is the last that is whole" if last else "there is no other checkpoint yet")
+            )
+
+    # --- a step ---------------------------------------------------------------------------------------------------
 
     def negative_hardness(self) -> float:
         """How hard matching negatives are now: rises from 0 to 1 over `negative_ramp` of the training."""
         steps = self.args.negative_ramp * max(1, self.state.max_steps)
         return 1.0 if steps == 0 else min(1.0, self.state.global_step / steps)
 
+    def _prepare_inputs(self, inputs):
+        """Takes out what is not for the model, and makes the keys of draws those of this step."""
+        inputs = dict(inputs)
+        skipped = inputs.pop("skipped", None)
+        if isinstance(skipped, SkipReport):
+            self.skipped.merge(skipped)
+        self._row_ids = inputs.pop("row_ids", [])
+        inputs = super()._prepare_inputs(inputs) if inputs else inputs
+        keys = inputs.pop("draw_keys", None)
+        if keys is not None and self.args.keyed_draws:
+            inputs["draw_keys"] = mix(keys, self.state.global_step)
+        return inputs
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        """One forward and backward pass, in pieces where `mini_batch_size` says so."""
+        if self.args.mini_batch_size is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if self.is_fsdp_enabled:
+            raise ValueError("mini_batch_size does not go with FSDP, which gathers weights for whole forward passes")
+        model.train()
+        plain = self.accelerator.unwrap_model(model)
+        inputs = self._complete(self._prepare_inputs(inputs))
+        if inputs is None:
+            return self._nothing(plain).detach()
+        self._before_step(plain)
+        step = CachedStep(
+            plain,
+            inputs,
+            self.args.mini_batch_size,
+            exchange=self.exchange,
+            hardness=self.negative_hardness(),
+            matching_images=self.args.matching_images,
+            tiled=self.args.tiled_contrastive,
+            autocast=self.compute_loss_context_manager,
+        )
+        # gradients are added up over processes below, so nothing is averaged, and no backward pass is waited for
+        losses = step.run(1 / self.current_gradient_accumulation_steps)
+        self._note_losses(losses["loss"], losses)
+        if self.exchange.world_size > 1 and self.accelerator.sync_gradients:
+            self.exchange.sum_gradients(plain.parameters())
+        return losses["loss"].detach() * self.exchange.world_size / self.current_gradient_accumulation_steps
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The weighted sum of the model's losses; the parts are logged beside it."""
-        for module in self._frozen:
-            module.eval()  # no dropout in a tower that does not learn
+        """The weighted sum of the model's losses; the parts are logged beside it.
+
+        Times the number of processes, of whose gradients the mean will be taken: what is wanted is their sum.
+        """
+        plain = self.accelerator.unwrap_model(model)
+        inputs = self._complete(inputs)
+        if inputs is None:
+            return (self._nothing(plain), None) if return_outputs else self._nothing(plain)
+        self._before_step(plain)
         outputs = model(
             **inputs,
             return_loss=True,
             negative_hardness=self.negative_hardness(),
             matching_images=self.args.matching_images,
+            tiled=self.args.tiled_contrastive,
+            lenient=True,
+            exchange=self.exchange if self.exchange.world_size > 1 else None,
         )
-        if not torch.isfinite(outputs.loss):
-            raise ValueError(
-                f"the loss is {outputs.loss.item()} at step {self.state.global_step}; training stops here"
-            )
-        for name in ("contrastive", "matching", "mlm"):
-            value = outputs.get(f"loss_{name}")
-            if value is not None:
+        parts = {name: outputs.get(f"loss_{name}") for name in ("contrastive", "matching", "mlm")}
+        self._note_losses(outputs.loss, {name: value for name, value in parts.items() if value is not None})
+        loss = outputs.loss * self.exchange.world_size
+        return (loss, outputs) if return_outputs else loss
+
+    def _before_step(self, model) -> None:
+        for module in self._frozen:
+            module.eval()  # no dropout in a part that does not learn
+        if self.args.temperature_range is not None:
+            with torch.no_grad():
+                model.retriever.temperature.clamp_(*self.args.temperature_range)
+
+    def _complete(self, inputs):
+        """The inputs, or where every row of this process was broken: None, or a stand-in if others go on."""
+        if "image_index" in inputs:
+            return inputs
+        if self.exchange.world_size == 1:
+            return None
+        return self._stand_in()
+
+    def _stand_in(self) -> dict[str, torch.Tensor]:
+        """A batch that takes part in what processes exchange, and counts for nothing."""
+        size = self.model.config.image_size
+        blank = [torch.zeros(3, size, size, dtype=torch.uint8).permute(1, 2, 0).numpy()]
+        inputs = dict(self.processing_class(images=blank, text=[["a"]], return_tensors="pt"))
+        cache = getattr(self.data_collator, "cache", None)
+        if cache is not None:
+            inputs.pop("pixel_values")
+            inputs["image_hidden_states"] = cache.image_states(0)[None]
+            length = inputs["input_ids"].shape[1]
+            inputs["text_hidden_states"] = torch.zeros(1, length, self.model.config.text_config.hidden_size)
+        inputs |= {"image_ids": torch.zeros(1, dtype=torch.long), "text_weights": torch.ones(1)}
+        if self.args.keyed_draws:
+            inputs["draw_keys"] = torch.zeros(1, dtype=torch.long)
+        if getattr(self.data_collator, "guide", False):
+            inputs["is_guide"] = torch.zeros(1, dtype=torch.bool)
+        if getattr(self.data_collator, "masking", None) is not None:
+            inputs["masked_input_ids"] = inputs["input_ids"]
+            inputs["mlm_labels"] = torch.full_like(inputs["input_ids"], -100)
+        return super()._prepare_inputs(inputs) | {"stand_in": True}
+
+    @staticmethod
+    def _nothing(model) -> torch.Tensor:
+        """A loss of 0 that reaches every parameter, so that a step can be taken with no gradient."""
+        return sum((p.sum() * 0 for p in model.parameters() if p.requires_grad), torch.zeros(()))
+
+    def _note_losses(self, loss: torch.Tensor, parts: dict[str, torch.Tensor]) -> None:
+        """Keeps the parts for the log, and stops where a loss is not finite.
+
+        Raises:
+            ValueError: naming the step, the part at fault and the images of the batch.
+        """
+        for name, value in parts.items():
+            if name != "loss":
                 self._partial_losses[f"loss_{name}"].append(value.detach())
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+        if not torch.isfinite(loss):
+            found = {name: float(value) for name, value in parts.items() if not torch.isfinite(value)}
+            ids = self._row_ids if len(self._row_ids) <= 64 else [*self._row_ids[:64], "..."]
+            raise ValueError(
+                f"the loss is {float(loss)} at step {self.state.global_step} ({found or 'all parts are finite'}), so "
+                f"training stops here. The learning rate was {self._get_learning_rate():.3g}, the temperature "
+                f"{float(self.model.retriever.temperature):.4g}. Images of the batch: {', '.join(ids) or 'unknown'}"
+            )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs, with the mean of each loss and the temperature since the last time."""
         if "loss" in logs:
             for name, values in self._partial_losses.items():
-                logs[name] = round(torch.stack(values).mean().item(), 4)
+                logs[name] = round(self.exchange.total(torch.stack(values).mean()).item(), 4)
             self._partial_losses.clear()
             logs["temperature"] = round(self.model.retriever.temperature.item(), 5)
         super().log(logs, start_time)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        """AdamW in four groups: with and without weight decay, and new layers at their own learning rate.
-
-        Biases, norms and the temperature are not decayed. (In the authors' code the temperature and the norm of the
-        matching head are; both are known slips.)
-        """
+        """AdamW in four groups: with and without weight decay (see `decay_rules`), new layers at their own rate."""
         model = self.model if model is None else model
         if self.optimizer is None:
-            decayed = set(self.get_decay_parameter_names(model))
+            standard = set(self.get_decay_parameter_names(model))
             groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = defaultdict(list)
             for name, parameter in model.named_parameters():
                 if parameter.requires_grad:
-                    new = any(part in name for part in NEW_LAYERS)
-                    groups[new, name in decayed and not name.endswith("temperature")].append(parameter)
+                    groups[is_new(name), decays(name, standard, self.args.decay_rules)].append(parameter)
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             rate = options.pop("lr", self.args.learning_rate)
             self.optimizer = optimizer_class(
@@ -175,14 +470,33 @@ class CCRkTrainer(Trainer):
         return metrics
 
 
-def _freeze(model, preset: str) -> list[torch.nn.Module]:
-    """Takes towers out of training; returns them."""
-    retriever = model.retriever
-    towers = {"none": [], "image": [retriever.vision_model], "text": [retriever.text_model]}
-    towers["towers"] = towers["image"] + towers["text"]
-    for tower in towers[preset]:
-        tower.requires_grad_(False)
-    return towers[preset]
+def is_stream(dataset) -> bool:
+    """Whether a data set can only be read from its beginning."""
+    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
+
+
+def undecoded(dataset):
+    """A data set with its photos left as bytes or paths where it would decode them, as those of `datasets` do.
+
+    A broken photo is then no error of the reader's.
+    """
+    features = getattr(dataset, "features", None)
+    image = features.get("image") if hasattr(features, "get") else None
+    if type(image).__name__ == "Image" and getattr(image, "decode", False) and hasattr(dataset, "cast_column"):
+        return dataset.cast_column("image", type(image)(decode=False))
+    return dataset
+
+
+def _language_counts(dataset) -> dict[str, int]:
+    """Captions in each language.
+
+    Raises:
+        ValueError: for a stream, which cannot be counted beforehand.
+    """
+    if dataset is None or is_stream(dataset):
+        raise ValueError("language_sampling='balanced' counts captions first, which a stream does not allow")
+    column = dataset["captions"] if hasattr(dataset, "column_names") else (row["captions"] for row in dataset)
+    return Counter(caption["language"] for captions in column for caption in captions)
 
 
 def flat_metrics(report: dict, prefix: str) -> dict[str, float]:

@@ -2,95 +2,33 @@
 
 from __future__ import annotations
 
-import numpy as np
+import functools
+import importlib.util
+import sys
+from pathlib import Path
+
 import pytest
-import torch
-from PIL import Image
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
-from ccrk import CCRkConfig, CCRkForPreTraining, CCRkImageProcessor, CCRkProcessor
-
-WORDS = [
-    "red",
-    "blue",
-    "green",
-    "dog",
-    "cat",
-    "boat",
-    "rot",
-    "blau",
-    "Hund",
-    "Katze",
-    "Boot",
-    "rouge",
-    "bleu",
-    "chien",
-    "chat",
-    "bateau",
-]
+# loaded by path: tests are no package, and processes that tests start load it the same way
+_spec = importlib.util.spec_from_file_location("ccrk_tests_tiny", Path(__file__).with_name("tiny.py"))
+tiny = importlib.util.module_from_spec(_spec)
+sys.modules["ccrk_tests_tiny"] = tiny
+_spec.loader.exec_module(tiny)
 
 
 @pytest.fixture(scope="module")
 def rows():
     """Twelve rows; every third has no French, every fourth two English captions."""
-    rng = np.random.default_rng(0)
-    made = []
-    for i in range(12):
-        captions = [{"language": "en", "text": f"{WORDS[i % 6]} {WORDS[(i * 5 + 1) % 6]} {i}"}]
-        captions.append({"language": "de", "text": f"{WORDS[6 + i % 5]} {i}"})
-        if i % 3:
-            captions.append({"language": "fr", "text": f"{WORDS[11 + i % 5]} {i}"})
-        if i % 4 == 0:
-            captions.append({"language": "en", "text": f"another {WORDS[i % 6]} {i}"})
-        image = Image.fromarray(rng.integers(0, 255, (40, 30, 3), dtype=np.uint8))
-        made.append({"image": image, "image_id": f"photo{i}", "captions": captions})
-    return made
+    return tiny.make_rows()
 
 
 @pytest.fixture(scope="module")
 def processor():
     """A processor with a tokenizer of a few words."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    tokenizer.train_from_iterator(WORDS * 3, trainers.BpeTrainer(vocab_size=80, special_tokens=special))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
-    names = {
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-        "mask_token": "<mask>",
-    }
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=30, **names)
-    return CCRkProcessor(CCRkImageProcessor(size={"height": 32, "width": 32}), fast)
+    return tiny.make_processor()
 
 
 @pytest.fixture
 def make_model(processor):
     """Builds equal models: same seed, same weights."""
-
-    def make(model_class=CCRkForPreTraining, **fields):
-        torch.manual_seed(0)
-        text = {
-            "model_type": "bert",
-            "vocab_size": len(processor.tokenizer),
-            "hidden_size": 16,
-            "num_attention_heads": 2,
-            "intermediate_size": 32,
-            "max_position_embeddings": 32,
-            "type_vocab_size": 1,
-            "pad_token_id": 1,
-        }
-        vision = {
-            "architecture": "convnext_atto",
-            "image_size": 32,
-            "model_args": {"depths": [1, 1, 1, 1], "dims": [8, 8, 16, 16], "patch_size": 2},
-        }
-        sizes = {"num_text_layers": 1, "num_fusion_layers": 1, "projection_dim": 8}
-        return model_class(CCRkConfig(vision_config=vision, text_config=text, **sizes, **fields))
-
-    return make
+    return functools.partial(tiny.make_model, processor)

@@ -46,11 +46,12 @@ def test_ragged_batch(rows, processor):
 
 def test_equal_ids_are_shared(rows, processor):
     twice = [rows[0], rows[1], {**rows[2], "image_id": "photo0"}]
-    assert CCRkDataCollator(processor)(twice)["image_ids"].tolist() == [0, 1, 0]
+    first, second, third = CCRkDataCollator(processor)(twice)["image_ids"].tolist()
+    assert first == third != second
 
 
 def test_errors_name_the_row(rows, processor):
     with pytest.raises(ValueError, match="'photo5' has no 'image'"):
         CCRkDataCollator(processor)([{k: v for k, v in rows[5].items() if k != "image"}])
     with pytest.raises(ValueError, match="'photo3' has no caption in fr"):
-        CCRkDataCollator(processor, ["fr"])([rows[3]])
+        CCRkDataCollator(processor, ["fr"], on_broken="raise")([rows[3]])

@@ -1,0 +1,59 @@
+"""Which parameters learn, at what rate, and which are decayed."""
+
+from __future__ import annotations
+
+from torch import nn
+
+NEW_LAYERS = ("crossattention", "_projection.", "itm_head.", "temperature", "logit_bias")
+
+
+def is_new(name: str) -> bool:
+    """Whether a parameter belongs to a part that pretrained towers do not have."""
+    return any(part in name for part in NEW_LAYERS)
+
+
+def freeze(model: nn.Module, parts: tuple[str, ...]) -> list[nn.Module]:
+    """Takes parts of a CCRk model out of training; returns them."""
+    modules = [getattr(model.retriever, part) for part in parts]
+    for module in modules:
+        module.requires_grad_(False)
+    return modules
+
+
+def freeze_unused(model: nn.Module) -> None:
+    """Takes out of training what no loss of the configuration reaches.
+
+    A parameter without a gradient makes distributed training wait for it, or leaves its neighbours unsynchronised.
+    """
+    config, retriever = model.config, model.retriever
+    head = getattr(model, "mlm_head", None)
+    masked = head is not None and config.mlm_weight
+    if head is not None and not masked:
+        tied = {id(parameter) for parameter in retriever.parameters()}
+        for parameter in head.parameters():
+            if id(parameter) not in tied:
+                parameter.requires_grad_(False)
+    if not config.matching_weight:
+        retriever.itm_head.requires_grad_(False)
+        if not masked:
+            retriever.fusion_model.requires_grad_(False)
+    if not config.contrastive_weight:
+        for part in (retriever.visual_projection, retriever.text_projection):
+            part.requires_grad_(False)
+        retriever.temperature.requires_grad_(False)
+        if retriever.logit_bias is not None:
+            retriever.logit_bias.requires_grad_(False)
+
+
+def decays(name: str, standard: set[str], rules: str) -> bool:
+    """Whether weight decay applies to a parameter.
+
+    Args:
+        name: of the parameter.
+        standard: names that the Trainer of transformers decays: no biases and no norms.
+        rules: `standard`: these, less the temperature and the logit bias; `official`: by parts of names as in the
+            authors' code, where all with "bias" are spared, but the temperature and the matching head's norm are not.
+    """
+    if rules == "official":
+        return not any(part in name for part in ("bias", "LayerNorm", "layer_norm", ".norm"))
+    return name in standard and not name.endswith(("temperature", "logit_bias"))
