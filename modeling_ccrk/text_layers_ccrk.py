@@ -42,7 +42,9 @@ def eager_attention(
 
 
 def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    """A mask of true and false as what is added to scores."""
+    """A mask of true and false, or of ones and zeros (N, L), as what is added to scores."""
+    if mask is not None and mask.ndim == 2:
+        mask = mask[:, None, None].bool()
     if mask is None or mask.dtype != torch.bool:
         return mask
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)

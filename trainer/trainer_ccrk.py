@@ -308,10 +308,13 @@ class CCRkTrainer(Trainer):
             hardness=self.negative_hardness(),
             matching_images=self.args.matching_images,
             tiled=self.args.tiled_contrastive,
-            autocast=self.compute_loss_context_manager,
+            autocast=self.accelerator.autocast,
         )
+        scale = 1 / self.current_gradient_accumulation_steps
+        if self.accelerator.scaler is not None:  # float16: gradients are kept large, and the optimizer undoes it
+            scale *= float(self.accelerator.scaler.scale(torch.ones((), device=plain.device)))
         # gradients are added up over processes below, so nothing is averaged, and no backward pass is waited for
-        losses = step.run(1 / self.current_gradient_accumulation_steps)
+        losses = step.run(scale)
         self._note_losses(losses["loss"], losses)
         if self.exchange.world_size > 1 and self.accelerator.sync_gradients:
             self.exchange.sum_gradients(plain.parameters())
