@@ -14,7 +14,7 @@ from ccrk.evaluation.tiles import TILE, best_matches
 
 RERANK_SCORES = ("itm", "itm+sim", "sim")
 IMAGES_AT_ONCE = 16
-"""Images whose keys and values of all fusion layers are held together: 39 MiB in float32 at paper size and 224 px."""
+"""Images whose keys and values of all fusion layers are held together: 38 MiB in float32 at paper size and 224 px."""
 
 
 def _pair_batches(features: RetrievalFeatures, pairs: np.ndarray, top: int, size: int) -> Iterator[np.ndarray]:

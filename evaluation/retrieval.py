@@ -46,7 +46,7 @@ def evaluate_retrieval(
     embeddings (twice that while they are gathered from several processes) and a few times 4 `tile[0] tile[1]` bytes;
     nothing grows with N T. Re-ranking adds about 50 `rerank` T bytes of candidates and the keys and values of 16
     images. Hidden states of images and texts, up to 64 MiB each, stay in memory; beyond that they lie in a temporary
-    file of their size, in the precision in which they were computed: 4 bytes a number, 2 with `bf16`.
+    file of their size, in the precision in which the towers give them.
 
     Args:
         model: a CCRk model, not wrapped for distributed training.
