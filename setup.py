@@ -46,7 +46,8 @@ CORE = [
 ]
 DATASETS = "datasets>=5.2.0"
 EXTRAS = {
-    "train": ["accelerate>=1.15.0", DATASETS, "peft>=0.21.2"],
+    # matplotlib draws the curves of a training, tensorboard shows them while it runs
+    "train": ["accelerate>=1.15.0", DATASETS, "matplotlib>=3.11.2", "peft>=0.21.2", "tensorboard>=2.21.0"],
     "evaluate": ["evaluate>=0.4.6,<0.5", DATASETS, "scipy>=1.17.1"],
     "dev": ["build>=1.3.0", "import-linter>=2.17", "pytest>=9.2.0", "ruff>=0.17.6", "setuptools>=77"],
 }

@@ -2,148 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from tqdm.auto import tqdm
 
-from ccrk.metrics.ccr_recall.recall import recall_at, target_ranks
+from ccrk.evaluation.features import RetrievalFeatures, encode, evaluation_mode
+from ccrk.evaluation.reranking import RERANK_SCORES, reranked_ranks
+from ccrk.evaluation.sharing import Share
+from ccrk.evaluation.tiles import TILE, Targets, tiled_ranks
+from ccrk.metrics.ccr_recall.recall import recall_at
 from ccrk.metrics.mrv.rank_variation import mean_rank_variance
-from ccrk.text_layers_ccrk import CCRkImageStates
 
-RERANK_SCORES = ("itm", "itm+sim", "sim")
-
-
-@dataclass
-class RetrievalSet:
-    """Embeddings and hidden states of a data set, by which it is searched.
-
-    Attributes:
-        image_embeds: (N, D).
-        image_states: of all images, where re-ranking was asked for.
-        texts: language -> (T, D) embeddings.
-        hidden: language -> list of (L_t, hidden) states, one for each text, where re-ranking was asked for.
-        rows: language -> (T,) image row of each text.
-    """
-
-    image_embeds: torch.Tensor
-    image_states: CCRkImageStates | None = None
-    texts: dict[str, torch.Tensor] = field(default_factory=dict)
-    hidden: dict[str, list[torch.Tensor]] = field(default_factory=dict)
-    rows: dict[str, np.ndarray] = field(default_factory=dict)
-
-
-def _captions(dataset, languages: Sequence[str] | None) -> dict[str, list[tuple[int, str]]]:
-    """Language -> (row, text) of every caption."""
-    found: dict[str, list[tuple[int, str]]] = {}
-    for row in range(len(dataset)):
-        for caption in dataset[row]["captions"]:
-            if languages is None or caption["language"] in languages:
-                found.setdefault(caption["language"], []).append((row, caption["text"]))
-    missing = sorted(set(languages or ()) - set(found))
-    if missing or not found:
-        raise ValueError(f"the data set has no captions in {', '.join(missing) or 'any language'}")
-    return {language: found[language] for language in (languages or sorted(found))}
-
-
-@torch.inference_mode()
-def encode(model, processor, dataset, *, languages=None, states=False, batch_size=64, progress=False) -> RetrievalSet:
-    """Embeds all images and captions of a data set.
-
-    Args:
-        model: a CCRk model.
-        processor: its processor.
-        dataset: rows of `image` and `captions`, see DESIGN's schema.
-        languages: those to encode; all by default.
-        states: keep what re-ranking needs.
-        batch_size: images or texts in one pass.
-        progress: show bars.
-
-    Raises:
-        ValueError: if a language has no captions, or the model's output is not finite.
-    """
-    retriever = model.retriever
-    captions = _captions(dataset, languages)
-    embeds, kept = [], []
-    for start in tqdm(range(0, len(dataset), batch_size), desc="images", disable=not progress):
-        images = [dataset[row]["image"] for row in range(start, min(start + batch_size, len(dataset)))]
-        pixels = processor(images=images, return_tensors="pt")["pixel_values"].to(model.device, model.dtype)
-        output = retriever.get_image_features(pixels)
-        embeds.append(output.pooler_output.float())
-        if states:
-            kept.append(retriever.get_image_states(image_hidden_states=output.last_hidden_state))
-    result = RetrievalSet(torch.cat(embeds), CCRkImageStates.cat(kept) if states else None)
-    for language, pairs in captions.items():
-        # length-sorted, so that little padding is computed
-        order = sorted(range(len(pairs)), key=lambda i: len(pairs[i][1]))
-        vectors: list[torch.Tensor] = [torch.empty(0)] * len(pairs)
-        hidden: list[torch.Tensor] = [torch.empty(0)] * len(pairs)
-        for start in tqdm(range(0, len(pairs), batch_size), desc=f"texts {language}", disable=not progress):
-            part = order[start : start + batch_size]
-            batch = processor(text=[pairs[i][1] for i in part], return_tensors="pt", padding=True).to(model.device)
-            output = retriever.get_text_features(batch["input_ids"], batch["attention_mask"])
-            lengths = batch["attention_mask"].sum(1).tolist()
-            for place, i in enumerate(part):
-                vectors[i] = output.pooler_output[place].float()
-                if states:
-                    hidden[i] = output.last_hidden_state[place, : lengths[place]]
-        result.texts[language] = torch.stack(vectors)
-        result.hidden[language] = hidden
-        result.rows[language] = np.array([row for row, _ in pairs])
-    if not all(t.isfinite().all() for t in [result.image_embeds, *result.texts.values()]):
-        raise ValueError(
-            "the model's embeddings are not finite (NaN or infinite); its weights or the input are broken"
-        )
-    return result
-
-
-@torch.inference_mode()
-def rerank_scores(model, features: RetrievalSet, language: str, cosine, top: int, rerank_score: str, batch_size: int):
-    """Scores (T, N) whose best `top` images of each text are re-scored by the fusion encoder and put above the rest.
-
-    Args:
-        model: a CCRk model.
-        features: encoded with `states=True`.
-        language: whose texts.
-        cosine: (T, N) similarities.
-        top: how many to re-score; those beyond keep their order, below.
-        rerank_score: `itm` (logit of a match, as the authors rank), `itm+sim` (that logit less the one of no match,
-            plus similarity divided by the temperature) or `sim`.
-        batch_size: pairs in one pass.
-    """
-    if rerank_score not in RERANK_SCORES:
-        raise ValueError(f"rerank_score is '{rerank_score}'; it is one of {', '.join(RERANK_SCORES)}")
-    retriever = model.retriever
-    candidates = cosine.topk(min(top, cosine.shape[1]), dim=1).indices
-    hidden = features.hidden[language]
-    order = sorted(range(len(hidden)), key=lambda i: len(hidden[i]))
-    itm = torch.empty((*candidates.shape, 2))
-    texts_at_once = max(1, batch_size // candidates.shape[1])
-    for start in range(0, len(order), texts_at_once):
-        part = order[start : start + texts_at_once]
-        padded = torch.nn.utils.rnn.pad_sequence([hidden[i] for i in part], batch_first=True)
-        lengths = torch.tensor([len(hidden[i]) for i in part], device=padded.device)
-        mask = (torch.arange(padded.shape[1], device=padded.device) < lengths[:, None]).long()
-        image_rows = candidates[part].flatten()
-        text_rows = torch.arange(len(part), device=padded.device).repeat_interleave(candidates.shape[1])
-        pairs = torch.stack([image_rows.to(padded.device), text_rows], 1)
-        logits = retriever.match(
-            image_states=features.image_states,
-            text_hidden_states=padded,
-            attention_mask=mask,
-            pairs=pairs,
-            batch_size=batch_size,
-        ).float()
-        itm[part] = logits.view(len(part), -1, 2).cpu()
-    similarity = cosine.gather(1, candidates) / float(retriever.temperature)
-    both = itm[..., 1] - itm[..., 0] + similarity
-    new = {"itm": itm[..., 1], "itm+sim": both, "sim": similarity}[rerank_score]
-    scores = cosine.clone()
-    # cosine is at least -1, so a shift puts every re-scored item above the rest whatever its score
-    shifted = new - new.min() + cosine.max() + 1
-    return scores.scatter(1, candidates, shifted)
+LOWER_IS_BETTER = ("loss", "mrv")
+"""Ends of the names of figures that are better when lower."""
 
 
 def evaluate_retrieval(
@@ -156,31 +28,59 @@ def evaluate_retrieval(
     rerank_score: str = "itm+sim",
     batch_size: int = 64,
     ks: Sequence[int] = (1, 5, 10),
+    on_broken: str = "raise",
+    bf16: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    scratch: str | os.PathLike | None = None,
+    tile: tuple[int, int] = TILE,
     progress: bool = False,
 ) -> dict:
     """Text-to-image and image-to-text recall by language and MRV over a whole data set.
 
-    Every caption is a query; ties are counted pessimistically. MRV compares the text-to-image rank of each image's
-    first caption across the languages in which every image has one. Image-to-text recall is by embeddings.
+    Every caption is a query; ties are counted pessimistically. Rows of equal `image_id` are right answers to each
+    other's captions. MRV compares the text-to-image rank of each image's first caption across the languages in which
+    every described image has one. Image-to-text recall is by embeddings.
+
+    Memory of N images and T texts, beyond the model, one batch and the captions themselves: 4 D (N + T) bytes of
+    embeddings (twice that while they are gathered from several processes) and a few times 4 `tile[0] tile[1]` bytes;
+    nothing grows with N T. Re-ranking adds about 50 `rerank` T bytes of candidates and the keys and values of 16
+    images. Hidden states of images and texts, up to 64 MiB each, stay in memory; beyond that they lie in a temporary
+    file of their size, in the precision in which the towers give them.
 
     Args:
-        model: a CCRk model.
+        model: a CCRk model, not wrapped for distributed training.
         processor: its processor.
-        dataset: rows of `image` and `captions`; images without captions are distractors.
+        dataset: map-style rows of `image`, `captions` and, optional, `image_id`; images without captions are
+            distractors.
         languages: those to evaluate; all by default.
         rerank: images re-scored for each text; 0 ranks by embeddings alone.
-        rerank_score: see `rerank_scores`.
-        batch_size: images or texts in one pass.
+        rerank_score: see `reranked_ranks`.
+        batch_size: images, texts or pairs in one pass.
         ks: the k of recall at k.
+        on_broken: `raise`, or `skip` images that cannot be read, with their captions; they are counted.
+        bf16: compute features and matching under autocast to bfloat16; ranks are computed in float32.
+        rank: of this process.
+        world_size: number of processes. Each embeds and re-scores its share; all return the same report, which is
+            that of one process. `torch.distributed` has to be initialised.
+        scratch: folder for hidden states that are too many for memory; the system's temporary one by default.
+        tile: texts and images (or images and texts) whose similarities are held at once.
         progress: show bars.
 
     Returns:
-        `{"languages": {tag: {"ir@1": ..., "tr@1": ..., "queries": n}}, "mrv": {...}, "images": n}`, and under
-        `"reranked"` the same for re-ranked text-to-image search. Recall is a share between 0 and 1.
+        `{"languages": {tag: {"ir@1": ..., "tr@1": ..., "queries": n}}, "mrv": {...}, "images": n, "skipped":
+        {"images": n, "captions": n, "examples": [...]}}`, and under `"reranked"` the same for re-ranked
+        text-to-image search. Recall is a share between 0 and 1.
+
+    Raises:
+        ValueError: if a language has no captions, an option is unknown, no image can be read, or figures of the
+            model are not finite.
+        OSError: if an image file is not there, or there is no room for hidden states.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    if rerank_score not in RERANK_SCORES:
+        raise ValueError(f"rerank_score is '{rerank_score}'; it is one of {', '.join(RERANK_SCORES)}")
+    share = Share(rank, world_size, model.device)
+    with evaluation_mode(model):
         features = encode(
             model,
             processor,
@@ -188,48 +88,98 @@ def evaluate_retrieval(
             languages=languages,
             states=rerank > 0,
             batch_size=batch_size,
+            on_broken=on_broken,
+            bf16=bf16,
+            scratch=scratch,
+            share=share,
             progress=progress,
         )
-        plain, reranked = {}, {}
-        plain_ranks, reranked_ranks = {}, {}
-        for language in tqdm(features.texts, desc="re-ranking", disable=not (progress and rerank)):
-            cosine = (features.texts[language] @ features.image_embeds.t()).cpu()
-            rows = features.rows[language]
-            targets = [[row] for row in rows]
-            plain[language], plain_ranks[language] = _text_to_image(cosine, targets, ks)
-            plain[language] |= _image_to_text(cosine, rows, ks) | {"queries": len(rows)}
-            if rerank:
-                scores = rerank_scores(model, features, language, cosine, rerank, rerank_score, max(batch_size, 64))
-                reranked[language], reranked_ranks[language] = _text_to_image(scores, targets, ks)
-    finally:
-        model.train(was_training)
-    result = {"images": len(dataset), "languages": plain, "mrv": _mrv(plain_ranks, features.rows)}
-    if rerank:
-        mrv = _mrv(reranked_ranks, features.rows)
-        result["reranked"] = {"top": rerank, "score": rerank_score, "languages": reranked, "mrv": mrv}
+        groups = features.image_groups
+        targets = Targets.of_groups(groups[features.text_images], groups)
+        ranks = tiled_ranks(features.text_embeds, features.image_embeds, targets, device=model.device, tile=tile)
+        plain = _by_language(features, ranks, ks)
+        for language, figures in plain.items():
+            figures |= _image_to_text(features, language, ks, model.device, tile)
+            figures["queries"] = len(features.text_images[features.languages[language]])
+        result = {
+            "images": len(features.image_embeds),
+            "languages": plain,
+            "mrv": _mrv(features, ranks),
+            "skipped": features.skipped,
+        }
+        if rerank:
+            options = {"batch_size": batch_size, "bf16": bf16, "share": share, "tile": tile, "progress": progress}
+            ranks = reranked_ranks(model, features, ranks, rerank, rerank_score, **options)
+            figures = {"languages": _by_language(features, ranks, ks), "mrv": _mrv(features, ranks)}
+            result["reranked"] = {"top": rerank, "score": rerank_score, **figures}
+        features.close()
     return result
 
 
-def _text_to_image(scores: torch.Tensor, targets, ks) -> tuple[dict[str, float], np.ndarray]:
-    ranks = target_ranks(scores.numpy(), targets)
-    return {f"ir@{k}": value for k, value in recall_at(ranks, ks).items()}, ranks
+def _by_language(features: RetrievalFeatures, ranks: np.ndarray, ks) -> dict[str, dict[str, float]]:
+    return {
+        language: {f"ir@{k}": value for k, value in recall_at(ranks[texts], ks).items()}
+        for language, texts in features.languages.items()
+    }
 
 
-def _image_to_text(cosine: torch.Tensor, rows: np.ndarray, ks) -> dict[str, float]:
-    images = np.unique(rows)
-    ranks = target_ranks(cosine.t().numpy()[images], [np.flatnonzero(rows == image) for image in images])
+def _image_to_text(features: RetrievalFeatures, language: str, ks, device, tile) -> dict[str, float]:
+    texts = features.languages[language]
+    of_texts = features.image_groups[features.text_images[texts]]
+    images = np.flatnonzero(np.isin(features.image_groups, of_texts))
+    targets = Targets.of_groups(features.image_groups[images], of_texts)
+    embeds = features.image_embeds[images]
+    ranks = tiled_ranks(embeds, features.text_embeds[texts], targets, device=device, tile=tile)
     return {f"tr@{k}": value for k, value in recall_at(ranks, ks).items()}
 
 
-def _mrv(ranks: dict[str, np.ndarray], rows: dict[str, np.ndarray]) -> dict | None:
+def _mrv(features: RetrievalFeatures, ranks: np.ndarray) -> dict | None:
     """MRV over the languages that describe every described image; None with fewer than two of them."""
-    described = np.unique(np.concatenate(list(rows.values())))
+    described = np.unique(features.text_images)
     first = {}
-    for language, of_texts in ranks.items():
-        images, places = np.unique(rows[language], return_index=True)
+    for language, texts in features.languages.items():
+        images, places = np.unique(features.text_images[texts], return_index=True)
         if len(images) == len(described):
-            first[language] = of_texts[places]
+            first[language] = ranks[texts][places]
     return {**mean_rank_variance(first), "languages": sorted(first)} if len(first) > 1 else None
+
+
+def flat_metrics(report: dict, prefix: str = "eval") -> dict[str, float]:
+    """The figures of `evaluate_retrieval` under flat names, re-ranked ones in the place of plain ones.
+
+    Args:
+        report: of `evaluate_retrieval`.
+        prefix: put before every name.
+
+    Returns:
+        `eval_ir@1_de` and so on, `eval_ir@1_mean` and `eval_ir@1_worst` over languages, `eval_rsum` (the sum of the
+        means), `eval_mrv` where it is defined, and `eval_skipped_images` where there are any.
+    """
+    metrics: dict[str, float] = {}
+    languages = {tag: dict(figures) for tag, figures in report["languages"].items()}
+    mrv = report["mrv"]
+    if "reranked" in report:
+        mrv = report["reranked"]["mrv"]
+        for tag, figures in report["reranked"]["languages"].items():
+            languages[tag] |= figures
+    total = 0.0
+    for name in [name for name in next(iter(languages.values())) if "@" in name]:
+        values = {tag: figures[name] for tag, figures in languages.items()}
+        metrics |= {f"{prefix}_{name}_{tag}": value for tag, value in values.items()}
+        metrics[f"{prefix}_{name}_mean"] = sum(values.values()) / len(values)
+        metrics[f"{prefix}_{name}_worst"] = min(values.values())
+        total += metrics[f"{prefix}_{name}_mean"]
+    metrics[f"{prefix}_rsum"] = total
+    if mrv is not None:
+        metrics[f"{prefix}_mrv"] = mrv["mrv"]
+    if report.get("skipped", {}).get("images"):
+        metrics[f"{prefix}_skipped_images"] = report["skipped"]["images"]
+    return metrics
+
+
+def greater_is_better(metric: str) -> bool:
+    """Whether a figure of `flat_metrics`, or a loss, is better when it is greater: MRV and losses are not."""
+    return not metric.endswith(LOWER_IS_BETTER)
 
 
 def report_lines(report: dict) -> list[str]:
@@ -239,6 +189,9 @@ def report_lines(report: dict) -> list[str]:
         again = report["reranked"]
         parts.append((f"best {again['top']} re-ranked by {again['score']}", again))
     lines = [f"{report['images']} images"]
+    skipped = report.get("skipped", {})
+    if skipped.get("images"):
+        lines[0] += f"; {skipped['images']} that cannot be read left out, with {skipped['captions']} captions"
     for name, part in parts:
         figures = part["languages"]
         columns = [key for key in next(iter(figures.values())) if "@" in key]
