@@ -52,7 +52,7 @@ class CCRkTrainingArguments(TrainingArguments):
             `official`, which repeats the authors' slips (it decays the temperature and the norm of the matching head,
             and spares the tables of relative positions).
         freeze: `none` (or `full`), `image` (or `locked-image`), `text`, `towers` (both), or `projection-only`.
-        cache_features: with both towers frozen, compute their output once and train the rest from it.
+        cache_features: compute the output of frozen towers (both or one) once, and train the rest from it.
         feature_cache_dir: where to keep it; `output_dir/feature_cache` by default. It is found again by a
             fingerprint of towers and data.
         mini_batch_size: images that pass through the model at once; a step over a larger batch is then taken in
@@ -130,12 +130,13 @@ class CCRkTrainingArguments(TrainingArguments):
     def _check_cache(self) -> None:
         if not self.cache_features:
             return
-        if not {"vision_model", "text_model"} <= set(FREEZE_PRESETS[self.freeze]):
+        frozen = FREEZE_PRESETS[self.freeze]
+        if not frozen:
             raise ValueError(
-                f"cache_features needs freeze='towers' (or 'projection-only'), but freeze is '{self.freeze}': "
-                "features of a tower that still learns would be stale after one step"
+                f"cache_features needs a frozen tower (freeze='towers', 'image', 'text' or 'projection-only'), but "
+                f"freeze is '{self.freeze}': features of a tower that still learns would be stale after one step"
             )
-        if self.augmentation != "none":
+        if self.augmentation != "none" and "vision_model" in frozen:
             raise ValueError(
                 f"cache_features keeps one picture of each photo, but augmentation is '{self.augmentation}', which "
                 "shows another one each time; leave one of the two off"

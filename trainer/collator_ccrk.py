@@ -84,7 +84,7 @@ class CCRkDataCollator:
     Returns (of a call):
         `pixel_values (B, 3, H, W)`, `input_ids (T, L)`, `attention_mask (T, L)`, `image_index (T,)`, `image_ids (B,)`,
         `draw_keys (B,)`, `text_weights (T,)` and, with masking, `masked_input_ids (T, L)` and `mlm_labels (T, L)`.
-        With a cache `image_hidden_states` and `text_hidden_states` stand in the place of `pixel_values`. Not for the
+        From a cache come `image_hidden_states` in the place of `pixel_values`, and `text_hidden_states`. Not for the
         model: `row_ids`, the ids of the images, and `skipped`, a `SkipReport`. If every row had to be left out, these
         two are all there is.
 
@@ -133,8 +133,9 @@ class CCRkDataCollator:
             identity = str(row.get("image_id", place))
             key = draw_key(self.seed, int(row.get("epoch", 0)), identity)
             captions = self._choose(row, identity, key, skipped)
-            picture = self._load(row, identity, key, skipped) if captions and self.cache is None else None
-            if captions and (picture is not None or self.cache is not None):
+            cached = self.cache is not None and self.cache.images is not None
+            picture = self._load(row, identity, key, skipped) if captions and not cached else None
+            if captions and (picture is not None or cached):
                 usable.append((row, identity, key, captions, picture))
         batch: dict[str, Any] = {"row_ids": [identity for _, identity, *_ in usable], "skipped": skipped}
         return batch | self._batch(usable) if usable else batch
@@ -142,7 +143,7 @@ class CCRkDataCollator:
     def _batch(self, usable) -> dict[str, torch.Tensor]:
         """The tensors of rows that can be used."""
         chosen = [[row["captions"][place] for place in captions] for row, _, _, captions, _ in usable]
-        batch = self._from_cache(usable) if self.cache is not None else self._from_rows(usable, chosen)
+        batch = self._texts(usable, chosen) | self._images(usable)
         keys = [key for _, _, key, _, _ in usable]
         batch["image_ids"] = torch.tensor([identity_number(identity) for _, identity, *_ in usable])
         # the key is unsigned; as a tensor it wraps
@@ -206,20 +207,23 @@ class CCRkDataCollator:
         own = caption.get("weight")
         return self.source_weights.get(caption.get("source"), 1.0) * (1.0 if own is None else float(own))
 
-    def _from_rows(self, usable, chosen) -> dict[str, torch.Tensor]:
+    def _images(self, usable) -> dict[str, torch.Tensor]:
+        """Pixels, or the features that are cached."""
+        if self.cache is not None and self.cache.images is not None:
+            states = [self.cache.image_states(row["row"]) for row, *_ in usable]
+            return {"image_hidden_states": torch.stack(states)}
         pictures = [picture for *_, picture in usable]
-        texts = [[caption["text"] for caption in captions] for captions in chosen]
-        batch = dict(self.processor(text=texts, return_tensors="pt", padding=True))
         if self.augmentation is None:
-            batch["pixel_values"] = self.processor(images=pictures, return_tensors="pt")["pixel_values"]
-        else:
-            image_processor = self.processor.image_processor
-            batch["pixel_values"] = normalize(
-                torch.stack(pictures), image_processor.image_mean, image_processor.image_std
-            )
-        return batch
+            return {"pixel_values": self.processor(images=pictures, return_tensors="pt")["pixel_values"]}
+        image_processor = self.processor.image_processor
+        pixels = normalize(torch.stack(pictures), image_processor.image_mean, image_processor.image_std)
+        return {"pixel_values": pixels}
 
-    def _from_cache(self, usable) -> dict[str, torch.Tensor]:
+    def _texts(self, usable, chosen) -> dict[str, torch.Tensor]:
+        """Token ids and, from a cache, the text tower's output for them."""
+        if self.cache is None or self.cache.texts is None:
+            texts = [[caption["text"] for caption in captions] for captions in chosen]
+            return dict(self.processor(text=texts, return_tensors="pt", padding=True))
         places = [(row["row"], place) for row, _, _, choice, _ in usable for place in choice]
         states = [self.cache.text_states(*place) for place in places]
         ids = [self.cache.token_ids(*place) for place in places]
@@ -227,7 +231,6 @@ class CCRkDataCollator:
         lengths = torch.tensor([len(tokens) for tokens in ids])
         input_ids = pad(ids, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id)
         return {
-            "image_hidden_states": torch.stack([self.cache.image_states(row["row"]) for row, *_ in usable]),
             "text_hidden_states": pad(states, batch_first=True),
             "input_ids": input_ids,
             "attention_mask": (torch.arange(input_ids.shape[1]) < lengths[:, None]).long(),

@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+PARTS = ("images", "texts")
 
-def fingerprint(model, processor, dataset) -> str:
+
+def fingerprint(model, processor, dataset, parts: tuple[str, ...] = PARTS) -> str:
     """Names what the features depend on: the towers' weights, the processor and the data set's rows."""
     digest = hashlib.sha256()
     retriever = model.retriever
-    for tower in (retriever.vision_model, retriever.text_model):
+    digest.update(b"" if parts == PARTS else ",".join(parts).encode())
+    for tower in [getattr(retriever, {"images": "vision_model", "texts": "text_model"}[part]) for part in parts]:
         for name, tensor in sorted(tower.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().float().numpy().tobytes())
@@ -24,7 +27,8 @@ def fingerprint(model, processor, dataset) -> str:
     for row in dataset:
         texts = [(caption["language"], caption["text"]) for caption in row["captions"]]
         digest.update(json.dumps([str(row.get("image_id")), texts]).encode())
-        digest.update(_image_identity(row["image"]))
+        if "images" in parts:
+            digest.update(_image_identity(row["image"]))
     return digest.hexdigest()[:16]
 
 
@@ -37,7 +41,7 @@ def _image_identity(image) -> bytes:
 
 
 class FeatureCache:
-    """Output of both towers for every image and every caption of a data set.
+    """Output of frozen towers, both or one, for every image and every caption of a data set.
 
     Arrays in half precision: images (N, 1 + P, width), texts as one run of tokens with offsets. They are written in
     order, and `progress.json` says how far, so that a run that was killed goes on where it was.
@@ -50,8 +54,9 @@ class FeatureCache:
         self.folder = Path(folder)
         self.offsets = np.load(self.folder / "offsets.npy")  # (texts + 1,) first token of each text
         self.first_text = np.load(self.folder / "first_text.npy")  # (N,) first text of each image
-        self.images = np.load(self.folder / "images.npy", mmap_mode="r")
-        self.texts = np.load(self.folder / "texts.npy", mmap_mode="r")
+        self.images, self.texts = (
+            np.load(path, mmap_mode="r") if (path := self.folder / f"{part}.npy").exists() else None for part in PARTS
+        )
         self.ids = np.load(self.folder / "token_ids.npy", mmap_mode="r")
 
     def image_states(self, row: int) -> torch.Tensor:
@@ -71,7 +76,17 @@ class FeatureCache:
         return torch.from_numpy(self.ids[self._span(row, caption)].astype(np.int64))
 
     @classmethod
-    def build(cls, folder: str | Path, model, processor, dataset, *, batch_size: int = 64, bf16: bool = False):
+    def build(
+        cls,
+        folder: str | Path,
+        model,
+        processor,
+        dataset,
+        *,
+        parts: tuple[str, ...] = PARTS,
+        batch_size: int = 64,
+        bf16: bool = False,
+    ):
         """Computes what is not there yet and opens the cache.
 
         Args:
@@ -79,6 +94,7 @@ class FeatureCache:
             model: with its towers as they will stay.
             processor: its processor.
             dataset: map-style rows.
+            parts: whose features: `images`, `texts` or both.
             batch_size: images or texts in one pass.
             bf16: compute under bfloat16 autocast.
 
@@ -86,8 +102,8 @@ class FeatureCache:
             OSError: if the disk is full or the folder cannot be written; what was computed so far is kept.
             ValueError: if an image cannot be read or a feature is not finite.
         """
-        folder = Path(folder) / fingerprint(model, processor, dataset)
-        if _is_complete(folder, len(dataset)):
+        folder = Path(folder) / fingerprint(model, processor, dataset, parts)
+        if _is_complete(folder, len(dataset), parts):
             return cls(folder)
         folder.mkdir(parents=True, exist_ok=True)
         was_training = model.training
@@ -96,8 +112,10 @@ class FeatureCache:
             device = model.retriever.device.type
             with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
                 tokens = _write_layout(folder, processor, dataset)
-                _write_images(folder, model.retriever, processor, dataset, batch_size)
-                _write_texts(folder, model.retriever, tokens, batch_size)
+                if "images" in parts:
+                    _write_images(folder, model.retriever, processor, dataset, batch_size)
+                if "texts" in parts:
+                    _write_texts(folder, model.retriever, tokens, batch_size)
         finally:
             model.train(was_training)
         return cls(folder)
@@ -131,12 +149,12 @@ def _progress(folder: Path, key: str, value: int | None = None) -> int:
     return state.get(key, 0)
 
 
-def _is_complete(folder: Path, rows: int) -> bool:
+def _is_complete(folder: Path, rows: int, parts: tuple[str, ...]) -> bool:
     """Whether every image and every text of the data set is there; then not even its captions are tokenized."""
     offsets = folder / "offsets.npy"
-    if not offsets.exists() or _progress(folder, "images") < rows:
+    if not offsets.exists() or ("images" in parts and _progress(folder, "images") < rows):
         return False
-    return _progress(folder, "texts") == len(np.load(offsets, mmap_mode="r")) - 1
+    return "texts" not in parts or _progress(folder, "texts") == len(np.load(offsets, mmap_mode="r")) - 1
 
 
 def _open_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
@@ -193,14 +211,16 @@ def _write_texts(folder: Path, retriever, tokens: list[list[int]], batch_size: i
 
 
 class CachedRows(torch.utils.data.Dataset):
-    """A data set whose rows carry their place in the feature cache instead of an image."""
+    """A data set whose rows carry their place in the feature cache, and an image only where that is not cached."""
 
-    def __init__(self, dataset):
+    def __init__(self, dataset, keep_images: bool = False):
         self.dataset = dataset
+        self.keep_images = keep_images
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict:
         row = self.dataset[index]
-        return {"row": index, "image_id": row.get("image_id", index), "captions": row["captions"]}
+        kept = {"image": row["image"]} if self.keep_images else {}
+        return {"row": index, "image_id": row.get("image_id", index), "captions": row["captions"], **kept}

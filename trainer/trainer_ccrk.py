@@ -220,10 +220,12 @@ class CCRkTrainer(Trainer):
             )
         if is_stream(self.train_dataset):
             raise ValueError("cache_features needs a data set that can be indexed, not a stream")
+        frozen = FREEZE_PRESETS[self.args.freeze]
+        parts = tuple(p for p, t in (("images", "vision_model"), ("texts", "text_model")) if t in frozen)
         self.data_collator.cache = FeatureCache.build(
-            folder, self.model, self.processing_class, self.train_dataset, bf16=self.args.bf16
+            folder, self.model, self.processing_class, self.train_dataset, parts=parts, bf16=self.args.bf16
         )
-        self.train_dataset = CachedRows(self.train_dataset)
+        self.train_dataset = CachedRows(self.train_dataset, keep_images="images" not in parts)
 
     def all_skipped(self) -> SkipReport:
         """What all processes have left out; called by all of them."""
@@ -365,9 +367,10 @@ class CCRkTrainer(Trainer):
         blank = [torch.zeros(3, size, size, dtype=torch.uint8).permute(1, 2, 0).numpy()]
         inputs = dict(self.processing_class(images=blank, text=[["a"]], return_tensors="pt"))
         cache = getattr(self.data_collator, "cache", None)
-        if cache is not None:
+        if cache is not None and cache.images is not None:
             inputs.pop("pixel_values")
             inputs["image_hidden_states"] = cache.image_states(0)[None]
+        if cache is not None and cache.texts is not None:
             length = inputs["input_ids"].shape[1]
             inputs["text_hidden_states"] = torch.zeros(1, length, self.model.config.text_config.hidden_size)
         inputs |= {"image_ids": torch.zeros(1, dtype=torch.long), "text_weights": torch.ones(1)}

@@ -78,12 +78,13 @@ def test_freezing(tmp_path, rows, processor, make_model, preset, frozen):
         assert any(part in name for name in changed) == (part not in frozen), part
 
 
-def test_cached_features_train_as_the_towers_would(tmp_path, rows, processor, make_model):
+@pytest.mark.parametrize("frozen", ["towers", "image", "text"])
+def test_cached_features_train_as_the_towers_would(tmp_path, rows, processor, make_model, frozen):
     """Frozen towers, once through the cache and once anew each step: the same weights come out."""
     results = []
     for name, cached in (("plain", False), ("cached", True)):
         model = make_model()
-        args = arguments(tmp_path / name, freeze="towers", cache_features=cached, max_steps=6, optim="sgd")
+        args = arguments(tmp_path / name, freeze=frozen, cache_features=cached, max_steps=6, optim="sgd")
         train(model, processor, rows, args)
         results.append(weights(model))
     for name, value in results[0].items():
@@ -190,7 +191,7 @@ def test_new_layers_have_their_own_rate_and_no_decay_where_none_belongs(tmp_path
     ("options", "message"),
     [
         ({"freeze": "everything"}, "freeze is 'everything'"),
-        ({"cache_features": True}, "cache_features needs freeze='towers'"),
+        ({"cache_features": True}, "cache_features needs a frozen tower"),
         ({"remove_unused_columns": True}, "would drop the image column"),
         ({"texts_per_image": 0}, "texts_per_image is 0"),
         ({"matching_images": 1}, "matching_images is 1"),
