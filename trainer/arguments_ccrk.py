@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from transformers import TrainingArguments
 
+from ccrk.evaluation.retrieval import greater_is_better
+
 # preset -> parts of the model that do not learn
 FREEZE_PRESETS = {
     "none": (),
@@ -45,13 +47,16 @@ class CCRkTrainingArguments(TrainingArguments):
             step's cost, so this buys larger contrastive batches.
         augmentation: `none`, or the authors' recipe for `finetune` (crops of half the photo and more) or `pretrain`
             (of a fifth and more).
-        on_broken: `skip` counts photos that cannot be read and goes on, `raise` stops at the first.
+        on_broken: `skip` counts photos that cannot be read and goes on, `raise` stops at the first; in training and
+            in evaluation.
         new_layer_multiplier: factor of the learning rate for parts that towers do not have (projections,
             temperature, matching head, cross-attention); the authors take 2.
         decay_rules: which parameters are decayed: `standard` (no bias, norm, temperature or logit bias), or
             `official`, which repeats the authors' slips (it decays the temperature and the norm of the matching head,
             and spares the tables of relative positions).
         freeze: `none` (or `full`), `image` (or `locked-image`), `text`, `towers` (both), or `projection-only`.
+        freeze_parameters: regular expressions; parameters in whose names one is found do not learn either, such as
+            `blocks[.][0-3][.]` for the first stages of a timm EfficientNet.
         cache_features: compute the output of frozen towers (both or one) once, and train the rest from it.
         feature_cache_dir: where to keep it; `output_dir/feature_cache` by default. It is found again by a
             fingerprint of towers and data.
@@ -89,6 +94,7 @@ class CCRkTrainingArguments(TrainingArguments):
     new_layer_multiplier: float = field(default=1.0, metadata={"help": "learning rate factor of new layers"})
     decay_rules: str = field(default="standard", metadata={"help": "standard or official"})
     freeze: str = field(default="none", metadata={"help": "none, image, text, towers or projection-only"})
+    freeze_parameters: list[str] | None = field(default=None, metadata={"help": "patterns of names that stay fixed"})
     cache_features: bool = field(default=False, metadata={"help": "compute frozen towers once"})
     feature_cache_dir: str | None = field(default=None, metadata={"help": "folder of the cached features"})
     mini_batch_size: int | None = field(default=None, metadata={"help": "images in a piece of the gradient cache"})
@@ -100,6 +106,8 @@ class CCRkTrainingArguments(TrainingArguments):
     def __post_init__(self):
         if self.ddp_find_unused_parameters is None:
             self.ddp_find_unused_parameters = False  # what a step does not use is frozen, so there is nothing to find
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better = greater_is_better(self.metric_for_best_model)  # of MRV, less is better
         super().__post_init__()
         self.freeze = FREEZE_ALIASES.get(self.freeze, self.freeze)
         for name, allowed in (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 
 NEW_LAYERS = ("crossattention", "_projection.", "itm_head.", "temperature", "logit_bias")
@@ -18,6 +20,25 @@ def freeze(model: nn.Module, parts: tuple[str, ...]) -> list[nn.Module]:
     for module in modules:
         module.requires_grad_(False)
     return modules
+
+
+def freeze_named(model: nn.Module, patterns: list[str]) -> None:
+    """Takes parameters out of training in whose names one of the regular expressions is found.
+
+    Raises:
+        ValueError: if one is not a regular expression, or is found in no name.
+    """
+    names = dict(model.named_parameters())
+    for pattern in patterns:
+        try:
+            found = [name for name in names if re.search(pattern, name)]
+        except re.error as error:
+            raise ValueError(f"freeze_parameters: '{pattern}' is not a regular expression: {error}") from error
+        if not found:
+            some = ", ".join(list(names)[:: max(1, len(names) // 5)][:5])
+            raise ValueError(f"freeze_parameters: '{pattern}' is found in no parameter's name, such as {some}")
+        for name in found:
+            names[name].requires_grad_(False)
 
 
 def freeze_unused(model: nn.Module) -> None:

@@ -18,7 +18,7 @@ from ccrk.data.augmentation import AugmentationRules
 from ccrk.data.report import SkipReport
 from ccrk.data.sharding import BatchStream, EpochRows, GlobalBatchSampler
 from ccrk.draws_ccrk import mix
-from ccrk.evaluation.retrieval import evaluate_retrieval
+from ccrk.evaluation.retrieval import evaluate_retrieval, flat_metrics
 from ccrk.masking_ccrk import MaskingRules
 from ccrk.objectives_ccrk import SingleProcess
 from ccrk.trainer.arguments_ccrk import FREEZE_PRESETS, CCRkTrainingArguments
@@ -27,7 +27,7 @@ from ccrk.trainer.collator_ccrk import CCRkDataCollator
 from ccrk.trainer.exchange import ProcessExchange
 from ccrk.trainer.feature_cache import CachedRows, FeatureCache
 from ccrk.trainer.gradient_cache import CachedStep
-from ccrk.trainer.parameters import decays, freeze, freeze_unused, is_new
+from ccrk.trainer.parameters import decays, freeze, freeze_named, freeze_unused, is_new
 
 logger = logging.getLogger(__name__)
 
@@ -91,6 +91,7 @@ class CCRkTrainer(Trainer):
             model.config.mlm_weight = 0.0
         model.retriever.add_logit_bias()
         frozen = freeze(model, FREEZE_PRESETS[args.freeze])
+        freeze_named(model, args.freeze_parameters or [])
         freeze_unused(model)
         if data_collator is None:
             data_collator = self._make_collator(model, args, kwargs["processing_class"], kwargs.get("train_dataset"))
@@ -448,7 +449,7 @@ class CCRkTrainer(Trainer):
             metric_key_prefix: put before every name.
 
         Returns:
-            `eval_ir@1_de` and so on (shares), `eval_ir@1_mean`, `eval_ir@1_worst`, `eval_mrv`; with
+            `eval_ir@1_de` and so on (shares), `eval_ir@1_mean`, `eval_ir@1_worst`, `eval_rsum` and `eval_mrv`; with
             `args.eval_rerank` text-to-image figures are the re-ranked ones.
 
         Raises:
@@ -469,6 +470,10 @@ class CCRkTrainer(Trainer):
             languages=self.args.eval_languages,
             rerank=self.args.eval_rerank,
             batch_size=self.args.eval_batch_size,
+            on_broken=self.args.on_broken,
+            bf16=self.args.bf16 or self.args.bf16_full_eval,
+            rank=self.exchange.rank,
+            world_size=self.exchange.world_size,
         )
         metrics = flat_metrics(report, metric_key_prefix)
         self.log(metrics)
@@ -503,23 +508,3 @@ def _language_counts(dataset) -> dict[str, int]:
         raise ValueError("language_sampling='balanced' counts captions first, which a stream does not allow")
     column = dataset["captions"] if hasattr(dataset, "column_names") else (row["captions"] for row in dataset)
     return Counter(caption["language"] for captions in column for caption in captions)
-
-
-def flat_metrics(report: dict, prefix: str) -> dict[str, float]:
-    """The figures of `evaluate_retrieval` under flat names, re-ranked ones in the place of plain ones."""
-    metrics: dict[str, float] = {}
-    languages = {tag: dict(figures) for tag, figures in report["languages"].items()}
-    mrv = report["mrv"]
-    if "reranked" in report:
-        mrv = report["reranked"]["mrv"]
-        for tag, figures in report["reranked"]["languages"].items():
-            languages[tag] |= figures
-    names = [name for name in next(iter(languages.values())) if "@" in name]
-    for name in names:
-        values = {tag: figures[name] for tag, figures in languages.items()}
-        metrics |= {f"{prefix}_{name}_{tag}": value for tag, value in values.items()}
-        metrics[f"{prefix}_{name}_mean"] = sum(values.values()) / len(values)
-        metrics[f"{prefix}_{name}_worst"] = min(values.values())
-    if mrv is not None:
-        metrics[f"{prefix}_mrv"] = mrv["mrv"]
-    return metrics

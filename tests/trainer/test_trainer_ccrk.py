@@ -226,3 +226,16 @@ def test_matching_some_images_costs_less_and_stays_in_the_batch(rows, processor,
         model(**batch, return_loss=True, matching_images=count).loss.backward()
     assert seen == [36, 9]
     assert isinstance(make_model(), CCRkForPreTraining)
+
+
+def test_parameters_frozen_by_name(tmp_path, rows, processor, make_model):
+    model = make_model()
+    before = weights(model)
+    train(model, processor, rows, arguments(tmp_path, freeze_parameters=[r"stages[.]0[.]", "text_model"]))
+    for name, tensor in model.state_dict().items():
+        if "stages.0." in name or "text_model" in name:
+            assert torch.equal(tensor, before[name]), name
+    assert not torch.equal(model.state_dict()["ccrk.itm_head.0.weight"], before["ccrk.itm_head.0.weight"])
+    for pattern, message in (("no such name", "found in no parameter's name"), ("(", "not a regular expression")):
+        with pytest.raises(ValueError, match=message):
+            train(make_model(), processor, rows, arguments(tmp_path, freeze_parameters=[pattern]))
