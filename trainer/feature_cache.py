@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 PARTS = ("images", "texts")
+TOKENS_AT_ONCE = 4096  # of texts that pass through the tower together
 
 
 def fingerprint(model, processor, dataset, parts: tuple[str, ...] = PARTS) -> str:
@@ -194,8 +195,12 @@ def _write_texts(folder: Path, retriever, tokens: list[list[int]], batch_size: i
     done, total = _progress(folder, "texts"), len(tokens)
     array = _open_array(folder / "texts.npy", (int(offsets[-1]), retriever.config.text_config.hidden_size))
     pad_id = retriever.config.text_config.pad_token_id
-    for start in tqdm(range(done, total, batch_size), desc="text features", disable=done >= total):
-        part = order[start : start + batch_size]
+    bar = tqdm(initial=done, total=total, desc="text features", unit="texts", disable=done >= total)
+    noted = done
+    while done < total:
+        # short texts in larger batches, so that each pass has about as many tokens
+        stop = min(total, done + max(batch_size, TOKENS_AT_ONCE // len(tokens[order[done]])))
+        part = order[done:stop]
         length = len(tokens[part[-1]])
         ids = torch.full((len(part), length), pad_id)
         mask = torch.zeros_like(ids)
@@ -205,9 +210,13 @@ def _write_texts(folder: Path, retriever, tokens: list[list[int]], batch_size: i
         states = retriever.text_model(ids.to(retriever.device), mask.to(retriever.device)).cpu()
         for place, i in enumerate(part):
             _store(array, slice(offsets[i], offsets[i + 1]), states[place, : len(tokens[i])])
-        if (start // batch_size) % 32 == 31 or start + batch_size >= total:
+        bar.update(stop - done)
+        done = stop
+        if done - noted > 2048 or done == total:
             array.flush()
-            _progress(folder, "texts", min(start + batch_size, total))
+            _progress(folder, "texts", done)
+            noted = done
+    bar.close()
 
 
 class CachedRows(torch.utils.data.Dataset):
