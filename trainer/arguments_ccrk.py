@@ -20,6 +20,7 @@ FREEZE_ALIASES = {"full": "none", "locked-image": "image"}
 DECAY_RULES = ("standard", "official")
 AUGMENTATIONS = ("none", "finetune", "pretrain")
 LANGUAGE_SAMPLINGS = ("uniform", "balanced")
+LORA_PRESETS = ("attention", "all-linear")
 
 
 @dataclass
@@ -57,6 +58,10 @@ class CCRkTrainingArguments(TrainingArguments):
         freeze: `none` (or `full`), `image` (or `locked-image`), `text`, `towers` (both), or `projection-only`.
         freeze_parameters: regular expressions; parameters in whose names one is found do not learn either, such as
             `blocks[.][0-3][.]` for the first stages of a timm EfficientNet.
+        lora: `attention` or `all-linear`: adapters learn in the place of what towers and fusion encoder brought along;
+            what is new (projections, temperature, heads, cross-attention) learns in full. See `adapters`.
+        lora_rank, lora_alpha, lora_dropout: of the adapters. Their dropout is not keyed.
+        lora_crossattention: `full` where cross-attention is new, `lora` in a model that was trained before.
         cache_features: compute the output of frozen towers (both or one) once, and train the rest from it.
         feature_cache_dir: where to keep it; `output_dir/feature_cache` by default. It is found again by a
             fingerprint of towers and data.
@@ -95,6 +100,11 @@ class CCRkTrainingArguments(TrainingArguments):
     decay_rules: str = field(default="standard", metadata={"help": "standard or official"})
     freeze: str = field(default="none", metadata={"help": "none, image, text, towers or projection-only"})
     freeze_parameters: list[str] | None = field(default=None, metadata={"help": "patterns of names that stay fixed"})
+    lora: str | None = field(default=None, metadata={"help": "adapters: attention or all-linear"})
+    lora_rank: int = field(default=16, metadata={"help": "rank of adapters"})
+    lora_alpha: float = field(default=32.0, metadata={"help": "adapters are scaled by alpha / rank"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout before adapters; not keyed"})
+    lora_crossattention: str = field(default="full", metadata={"help": "full or lora"})
     cache_features: bool = field(default=False, metadata={"help": "compute frozen towers once"})
     feature_cache_dir: str | None = field(default=None, metadata={"help": "folder of the cached features"})
     mini_batch_size: int | None = field(default=None, metadata={"help": "images in a piece of the gradient cache"})
@@ -116,17 +126,19 @@ class CCRkTrainingArguments(TrainingArguments):
             ("augmentation", AUGMENTATIONS),
             ("language_sampling", LANGUAGE_SAMPLINGS),
             ("on_broken", ("skip", "raise")),
+            ("lora", (None, *LORA_PRESETS)),
+            ("lora_crossattention", ("full", "lora")),
         ):
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is '{getattr(self, name)}'; it is one of {', '.join(allowed)}")
+                raise ValueError(f"{name} is '{getattr(self, name)}'; it is one of {', '.join(map(str, allowed))}")
         self._check_cache()
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns would drop the image column; leave it off")
-        for name, least in (("texts_per_image", 1), ("matching_images", 2), ("mini_batch_size", 1)):
+        for name, least in (("texts_per_image", 1), ("matching_images", 2), ("mini_batch_size", 1), ("lora_rank", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}; it is at least {least}")
-        for name in ("negative_ramp", "span_probability"):
+        for name in ("negative_ramp", "span_probability", "lora_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share between 0 and 1")
         if self.temperature_range is not None and not (

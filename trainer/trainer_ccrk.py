@@ -93,6 +93,17 @@ class CCRkTrainer(Trainer):
         frozen = freeze(model, FREEZE_PRESETS[args.freeze])
         freeze_named(model, args.freeze_parameters or [])
         freeze_unused(model)
+        if args.lora:
+            from ccrk.trainer.adapters import add_adapters  # peft takes seconds to import
+
+            model = add_adapters(
+                model,
+                args.lora,
+                rank=args.lora_rank,
+                alpha=args.lora_alpha,
+                dropout=args.lora_dropout,
+                crossattention=args.lora_crossattention,
+            )
         if data_collator is None:
             data_collator = self._make_collator(model, args, kwargs["processing_class"], kwargs.get("train_dataset"))
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
@@ -223,9 +234,10 @@ class CCRkTrainer(Trainer):
             raise ValueError("cache_features needs a data set that can be indexed, not a stream")
         frozen = FREEZE_PRESETS[self.args.freeze]
         parts = tuple(p for p, t in (("images", "vision_model"), ("texts", "text_model")) if t in frozen)
-        self.data_collator.cache = FeatureCache.build(
-            folder, self.model, self.processing_class, self.train_dataset, parts=parts, bf16=self.args.bf16
-        )
+        with self.args.main_process_first(local=False, desc="features of frozen towers"):
+            self.data_collator.cache = FeatureCache.build(
+                folder, self.model, self.processing_class, self.train_dataset, parts=parts, bf16=self.args.bf16
+            )
         self.train_dataset = CachedRows(self.train_dataset, keep_images="images" not in parts)
 
     def all_skipped(self) -> SkipReport:
@@ -238,6 +250,20 @@ class CCRkTrainer(Trainer):
         for part in parts:
             total.merge(SkipReport.from_dict(part))
         return total
+
+    def merged_model(self, adapter_folder: str | Path | None = None):
+        """The trained model with adapters, where there are any, merged into its weights; then training is over.
+
+        Args:
+            adapter_folder: where to save the adapters by themselves before.
+        """
+        if not self.args.lora:
+            return self.model
+        from ccrk.trainer.adapters import plain_model
+
+        if adapter_folder is not None:
+            self.model.save_pretrained(adapter_folder)
+        return plain_model(self.model)
 
     def _report_skipped(self) -> None:
         total = self.all_skipped()

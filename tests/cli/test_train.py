@@ -1,26 +1,33 @@
-"""`ccrk train` from a model folder: trains, writes model and figures, and the result can be searched."""
+"""`ccrk train`: trains, writes model and figures, takes recipes, says beforehand what it will be, in any processes."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
-from transformers import pipeline
+from safetensors.torch import load_file
+from transformers import AutoModel, pipeline
 
-from ccrk import CCRkRetrievalPipeline
-from ccrk.cli.main import main
-from ccrk.cli.train import layer_list
+from ccrk import CCRkModel, CCRkRetrievalPipeline
+from ccrk.cli.main import build_parser, main
+from ccrk.trainer.options import FIELDS
 
 spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent.parent / "pipelines" / "tiny.py")
 tiny = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(tiny)
 
 
-def test_train_evaluate_search(tmp_path, capsys):
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with a model, photos and captions, which is also where the command runs."""
     processor = tiny.build_processor()
     model = tiny.build_model(len(processor.tokenizer))
     CCRkRetrievalPipeline(model=model, processor=processor).save_pretrained(tmp_path / "start")
@@ -28,52 +35,155 @@ def test_train_evaluate_search(tmp_path, capsys):
     lines = []
     for i, noise in enumerate(np.random.default_rng(0).integers(0, 255, (6, 32, 32, 3), dtype=np.uint8)):
         Image.fromarray(noise).save(tmp_path / "photos" / f"{i}.png")
-        lines.append(
-            json.dumps({"image": f"photos/{i}.png", "id": i, "captions": {"en": f"boat {i}", "de": f"Boot {i}"}})
-        )
+        captions = {"en": [f"boat {i}", f"red boat {i}"], "de": f"Boot {i}"}
+        lines.append(json.dumps({"image": f"photos/{i}.png", "id": str(i), "captions": captions}))
     lines.append(json.dumps({"image": "photos/gone.png", "captions": {"en": "nothing"}}))
-    data = tmp_path / "data.jsonl"
-    data.write_text("\n".join(lines))
-    words = [
-        "--data",
-        str(data),
-        "--eval",
-        str(data),
-        "--model",
-        str(tmp_path / "start"),
-        "--out",
-        str(tmp_path / "out"),
-    ]
-    options = ["--epochs", "1", "--batch-size", "3", "--rerank", "2", "--freeze", "towers", "--cache-features"]
-    assert main(["train", *words, *options, "--threads", "2"]) == 0
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+START = ["--data", "data.jsonl", "--model", "start", "--out", "out", "--threads", "1"]
+SHORT = ["--epochs", "1", "--batch-size", "3", "--rerank", "2"]
+
+
+def train(*words: str) -> int:
+    return main(["train", *START, *SHORT, *words])
+
+
+def test_train_evaluate_search(place, capsys):
+    assert train("--eval", "data.jsonl", "--freeze", "towers", "--cache-features") == 0
     printed = capsys.readouterr().out
     assert "left out: 1 x image file missing" in printed
     assert "MRV (std)" in printed
-    report = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    report = json.loads((place / "out" / "evaluation.json").read_text())
     assert set(report["reranked"]["languages"]) == {"de", "en"}
+    assert report["languages"]["en"]["queries"] == 6  # the first caption of each photo alone
     assert report["cost"]["cpu_s"] > 0
-    search = pipeline("ccr-retrieval", model=str(tmp_path / "out"), gallery=tmp_path / "photos")
+    search = pipeline("ccr-retrieval", model=str(place / "out"), gallery=place / "photos")
     assert len(search("boat 3", top_k=2, rerank=2)) == 2
 
 
-def test_layer_lists():
-    assert layer_list("0-2,5,7-8") == [0, 1, 2, 5, 7, 8]
-    with pytest.raises(Exception, match="'x-1' is not a list of layers"):
-        layer_list("x-1")
+def test_what_was_resolved_is_a_recipe_that_repeats_the_run(place):
+    assert train("--lr", "1e-3", "--seed", "5", "--set", "adam_epsilon=1e-6") == 0
+    first = load_file(place / "out" / "model.safetensors")
+    written = yaml.safe_load((place / "out" / "training_config.yaml").read_text())
+    assert set(written) == set(FIELDS) - {"resume"}
+    assert written["lr"] == 1e-3 and written["set"] == {"adam_epsilon": 1e-6} and written["data"] == ["data.jsonl"]
+    assert main(["train", "--recipe", "out/training_config.yaml", "--out", "again"]) == 0
+    second = load_file(place / "again" / "model.safetensors")
+    assert all((first[name] == second[name]).all() for name in first)
+    assert main(["train", "--recipe", "out/training_config.yaml", "--out", "other", "--lr", "2e-3"]) == 0
+    third = load_file(place / "other" / "model.safetensors")
+    assert any((first[name] != third[name]).any() for name in first)
 
 
-def test_nothing_to_start_from(tmp_path, capsys):
-    (tmp_path / "a.png").write_bytes(b"x")
-    data = tmp_path / "data.jsonl"
-    data.write_text(json.dumps({"image": "a.png", "captions": {"en": "a"}}))
-    assert main(["train", "--data", str(data), "--out", str(tmp_path / "out")]) == 2
-    assert "--image-tower" in capsys.readouterr().err
+def test_adapters_end_in_a_plain_model_and_in_a_folder(place):
+    assert train("--lora", "attention", "--lora-rank", "2", "--mlm-weight", "0", "--eval", "data.jsonl") == 0
+    assert isinstance(AutoModel.from_pretrained(place / "out"), CCRkModel)
+    before, after = (load_file(place / name / "model.safetensors") for name in ("start", "out"))
+    assert {"ccrk." + name for name in after if not name.startswith("ccrk.")} <= before.keys()
+    assert (place / "out" / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_options_of_a_new_model_do_not_go_with_one_that_is_there(tmp_path, capsys):
-    (tmp_path / "a.png").write_bytes(b"x")
-    data = tmp_path / "data.jsonl"
-    data.write_text(json.dumps({"image": "a.png", "captions": {"en": "a"}}))
-    words = ["--data", str(data), "--out", str(tmp_path / "out"), "--model", str(tmp_path)]
-    assert main(["train", *words, "--text-prefix", "query: ", "--pooling", "mean"]) == 2
-    assert "--pooling, --text-prefix: these shape a new model" in capsys.readouterr().err
+def test_evaluation_during_training_chooses_and_stops(place, capsys):
+    words = ["--eval", "data.jsonl", "--eval-steps", "1", "--best-metric", "ir@1_mean", "--early-stopping", "2"]
+    assert train(*words, "--epochs", "20", "--lr", "0") == 0  # nothing changes, so nothing becomes better
+    state = json.loads(next((place / "out").glob("checkpoint-*/trainer_state.json")).read_text())
+    assert state["best_global_step"] == 1
+    assert "MRV (std)" in capsys.readouterr().out
+    assert max(int(p.name.split("-")[1]) for p in (place / "out").glob("checkpoint-*")) <= 3
+
+
+def test_a_stream_several_sources_and_single_captions(place, capsys):
+    assert train("--stream", "--max-steps", "2") == 0
+    assert train("--data", "data.jsonl", "--captions-as-rows", "--variant", "one-to-one", "--log-steps", "1") == 0
+    printed = capsys.readouterr().out
+    assert "each caption is an example of its own: 36" in printed  # two sources: each caption twice
+    assert train("--stream") == 2
+    assert "--stream needs --max-steps" in capsys.readouterr().err
+
+
+def test_other_sizes_of_photos_and_texts(place):
+    assert train("--image-size", "64", "--max-length", "9", "--clean-text", "--max-words", "4") == 0
+    model = AutoModel.from_pretrained(place / "out")
+    assert model.config.image_size == 64
+    saved = json.loads((place / "out" / "processor_config.json").read_text())
+    assert (saved["max_length"], saved["max_words"], saved["clean_text"]) == (9, 4, True)
+    assert saved["image_processor"]["size"] == {"height": 64, "width": 64}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "d.jsonl", "--out", "o"], "say what to start from: --model"),
+        (["--model", "m", "--out", "o"], "what is missing: --data"),
+        ([*START, "--text-prefix", "query: ", "--pooling", "mean"], "--pooling, --text-prefix: these shape a new"),
+        ([*START, "--set", "learning_rate=1"], "--set learning_rate: this is --lr"),
+        ([*START, "--set", "adam_epsilom=1"], "did you mean 'adam_epsilon'?"),
+        ([*START, "--set", "adam_epsilon"], "is not of the form NAME=VALUE"),
+        ([*START, "--early-stopping", "2"], "--early-stopping needs something to evaluate on: --eval"),
+        ([*START, "--format", "ccrk", "csv"], "--format names 2, but there are 1 sources"),
+        ([*START, "--recipe", "pretrain-2m-60"], "did you mean 'pretrain-2m-6'?"),
+        ([*START, "--betas", "0.9"], "--betas takes two numbers"),
+        ([*START, "--batch-size", "0"], "--batch-size is 0"),
+        (["--recipe", "finetune-multi30k-other", "--data", "d", "--out", "o"], "--languages (de, fr or cs)"),
+        (["--recipe", "small-cpu"], "the recipe 'small-cpu' leaves to you: --data (captions in any format), --out"),
+    ],
+)
+def test_errors_name_what_would_do(place, capsys, words, message):
+    assert main(["train", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_layers_are_told_apart_from_nonsense(capsys):
+    args = build_parser("train").parse_args(["train", "--text-layers", "0-2,5"])
+    assert args.text_layers == [0, 1, 2, 5]
+    with pytest.raises(SystemExit):
+        build_parser("train").parse_args(["train", "--text-layers", "x-1"])
+    assert "'x-1' is not a list of layers" in capsys.readouterr().err
+
+
+def test_help_and_list_of_recipes(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = capsys.readouterr().out
+    for name in FIELDS:
+        assert f"--{name.replace('_', '-')}" in shown
+    assert main(["train", "--list-recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("pretrain-3m-10 ") for line in lines)
+    assert all(len(line.split(None, 1)) == 2 for line in lines)
+
+
+def test_two_processes_take_the_steps_of_one(place):
+    """Under torchrun; only process 0 prints, and the weights are those of a single process."""
+    words = [
+        *START,
+        *SHORT,
+        "--batch-size",
+        "4",
+        "--eval",
+        "data.jsonl",
+        "--lr",
+        "1e-3",
+        "--warmup",
+        "0",
+        "--set",
+        "optim=sgd",
+    ]
+    words += ["use_cpu=true"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    launch = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, "-m", "ccrk.cli.main", "train", *words, "--out", "two"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for line in ("training on 6 images", "trained: ", "MRV (std)"):
+        assert done.stdout.count(line) == (2 if line == "MRV (std)" else 1), line
+    assert main(["train", *words]) == 0
+    one, two = (load_file(place / name / "model.safetensors") for name in ("out", "two"))
+    start = load_file(place / "start" / "model.safetensors")
+    moved = max(float((one[name] - start[name]).abs().max()) for name in one)
+    assert moved > 1e-4
+    assert max(float((one[name] - two[name]).abs().max()) for name in one) < 1e-5
+    assert json.loads((place / "two" / "evaluation.json").read_text())["arguments"]["out"] == "two"
