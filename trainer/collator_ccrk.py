@@ -15,7 +15,7 @@ import torch
 
 from ccrk.data.augmentation import AugmentationRules, draw_key, load_augmented, normalize
 from ccrk.data.images import BrokenImageError, load_image
-from ccrk.data.report import CAPTION_EMPTY, NO_CAPTIONS, SkipReport
+from ccrk.data.report import CAPTION_EMPTY, NO_CAPTIONS, NO_LANGUAGE, NOT_A_RECORD, SkipReport
 from ccrk.masking_ccrk import IGNORED_LABEL, MaskingRules, mask_tokens
 from ccrk.trainer.feature_cache import FeatureCache
 
@@ -65,6 +65,18 @@ def identity_number(identity: str) -> int:
     return int.from_bytes(hashlib.blake2b(identity.encode(), digest_size=8).digest(), "big", signed=True)
 
 
+def identity_of(row: Mapping[str, Any]) -> str:
+    """The id of a row's image; without one, a name made of its captions, the same in every batch and process.
+
+    Two images without an id and with the same captions count as the same image.
+    """
+    identity = row.get("image_id")
+    if identity is not None:
+        return str(identity)
+    captions = hashlib.blake2b(repr(row["captions"]).encode(), digest_size=8).hexdigest()
+    return f"image without id, captions {captions}"
+
+
 class CCRkDataCollator:
     """Turns rows (`image`, `image_id`, `captions`) into a training batch.
 
@@ -89,8 +101,8 @@ class CCRkDataCollator:
         two are all there is.
 
     Raises (of a call):
-        ValueError: if a row lacks the columns image or captions, naming the row; with `on_broken="raise"` whatever is
-            wrong with one.
+        ValueError: if a row lacks the columns image or captions or has them in another form, naming the row; with
+            `on_broken="raise"` whatever is wrong with one.
     """
 
     def __init__(
@@ -128,14 +140,13 @@ class CCRkDataCollator:
         if isinstance(getattr(rows, "skipped", None), SkipReport):
             skipped.merge(rows.skipped)
         usable = []
-        for place, row in enumerate(rows):
+        for row in rows:
             self._check(row)
-            identity = str(row.get("image_id", place))
+            identity = identity_of(row)
             key = draw_key(self.seed, int(row.get("epoch", 0)), identity)
             captions = self._choose(row, identity, key, skipped)
-            cached = self.cache is not None and self.cache.images is not None
-            picture = self._load(row, identity, key, skipped) if captions and not cached else None
-            if captions and (picture is not None or cached):
+            picture = self._load(row, identity, key, skipped) if captions else None
+            if captions and picture is not None:
                 usable.append((row, identity, key, captions, picture))
         batch: dict[str, Any] = {"row_ids": [identity for _, identity, *_ in usable], "skipped": skipped}
         return batch | self._batch(usable) if usable else batch
@@ -165,18 +176,24 @@ class CCRkDataCollator:
                     f"the row of image '{row.get('image_id')}' has no '{key}' (it has {', '.join(sorted(row))}); "
                     "a data set needs the columns image, image_id and captions"
                 )
+        captions = row["captions"]
+        if not isinstance(captions, (list, tuple, type(None))):
+            raise ValueError(
+                f"the captions of image '{row.get('image_id')}' are a {type(captions).__name__}; they should be "
+                'a list such as [{"language": "de", "text": "ein Hund"}]'
+            )
 
     def _choose(self, row, identity: str, key: int, skipped: SkipReport) -> list[int]:
         """Places of the captions of a row that go into the step; what cannot be used is counted."""
         captions, usable = row["captions"] or [], []
         for place, caption in enumerate(captions):
-            try:
-                self.processor.prepare_text(caption["text"], f"a caption of image '{identity}'")
+            cause, found = self._look(caption, identity)
+            if cause is None:
                 usable.append(place)
-            except (TypeError, ValueError):
-                if self.on_broken == "raise":
-                    raise
-                skipped.add(CAPTION_EMPTY, identity)
+            elif self.on_broken == "raise":
+                raise ValueError(found)
+            else:
+                skipped.add(cause, identity)
         chosen = choose_captions(
             [captions[place] for place in usable],
             self.languages,
@@ -191,8 +208,28 @@ class CCRkDataCollator:
             skipped.add(NO_CAPTIONS, identity)
         return [usable[place] for place in chosen]
 
+    def _look(self, caption: Any, identity: str) -> tuple[str | None, str]:
+        """What is wrong with a caption: a cause and a sentence; None and an empty one if nothing is."""
+        if not isinstance(caption, Mapping) or not {"language", "text"} <= caption.keys():
+            return NOT_A_RECORD, f"a caption of image '{identity}' is no object with language and text: {caption!r}"
+        if not isinstance(caption["language"], str) or not caption["language"]:
+            return NO_LANGUAGE, f"a caption of image '{identity}' has no language: {caption!r}"
+        try:
+            self.processor.prepare_text(caption["text"], f"a caption of image '{identity}'")
+        except (TypeError, ValueError) as error:
+            return CAPTION_EMPTY, str(error)
+        return None, ""
+
     def _load(self, row, identity: str, key: int, skipped: SkipReport):
-        """The photo of a row, or None and what is wrong with it counted."""
+        """The photo of a row, True for one in the cache, or None and what is wrong with it counted."""
+        if self.cache is not None and self.cache.images is not None:
+            cause = self.cache.broken(row["row"])
+            if cause is None:
+                return True
+            if self.on_broken == "raise":
+                raise ValueError(f"image '{identity}' could not be read when its features were computed: {cause}")
+            skipped.add(cause, identity)
+            return None
         try:
             if self.augmentation is None:
                 return load_image(row["image"])

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import logging
+import math
 import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import is_dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
+from PIL import Image
 from tqdm.auto import tqdm
+
+from ccrk.data.images import CAUSES, BrokenImageError, load_image
+from ccrk.data.report import SkipReport
+from ccrk.trainer.checkpoints import free_space, is_disk_error
+
+logger = logging.getLogger(__name__)
+
 
 PARTS = ("images", "texts")
 TOKENS_AT_ONCE = 4096  # of texts that pass through the tower together
@@ -19,33 +35,67 @@ def fingerprint(model, processor, dataset, parts: tuple[str, ...] = PARTS) -> st
     """Names what the features depend on: the towers' weights, the processor and the data set's rows."""
     digest = hashlib.sha256()
     retriever = model.retriever
-    digest.update(b"" if parts == PARTS else ",".join(parts).encode())
+    digest.update(",".join(parts).encode())
     for tower in [getattr(retriever, {"images": "vision_model", "texts": "text_model"}[part]) for part in parts]:
         for name, tensor in sorted(tower.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().float().numpy().tobytes())
-    digest.update(json.dumps(processor.to_dict(), sort_keys=True, default=str).encode())
+    digest.update(json.dumps([processor.to_dict(), CAUSES], sort_keys=True, default=str).encode())
     for row in dataset:
-        texts = [(caption["language"], caption["text"]) for caption in row["captions"]]
-        digest.update(json.dumps([str(row.get("image_id")), texts]).encode())
+        texts = [str(text) for text in _texts(row)]
+        languages = [str(caption.get("language")) for caption in row["captions"] or [] if isinstance(caption, Mapping)]
+        digest.update(json.dumps([str(row.get("image_id")), texts, languages]).encode())
         if "images" in parts:
             digest.update(_image_identity(row["image"]))
     return digest.hexdigest()[:16]
 
 
-def _image_identity(image) -> bytes:
-    """Bytes that change when an image does: its pixels, or the path, size and time of its file."""
+def _texts(row: Mapping[str, Any]) -> list[Any]:
+    """What stands in the place of each caption's text; None where nothing does."""
+    return [caption.get("text") if isinstance(caption, Mapping) else None for caption in row["captions"] or []]
+
+
+def _image_identity(image: Any) -> bytes:
+    """Bytes that change when an image does: its bytes or pixels, or the path, size and time of its file."""
+    if isinstance(image, Mapping):
+        data = image.get("bytes")
+        image = image.get("path") if data is None else data
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        return hashlib.sha256(image).digest()
+    if isinstance(image, str) and image.lower().startswith("data:"):
+        return hashlib.sha256(image.encode()).digest()
     if isinstance(image, (str, os.PathLike)):
-        status = os.stat(image)
-        return f"{os.fspath(image)} {status.st_size} {status.st_mtime_ns}".encode()
-    return np.ascontiguousarray(image).tobytes()
+        return f"{os.fspath(image)} {_stamp(image)}".encode()
+    path = getattr(image, "path", None)
+    if is_dataclass(image) and isinstance(path, (str, os.PathLike)):
+        return f"{image!r} {_stamp(path)}".encode()  # a part of a file
+    try:
+        if hasattr(image, "read"):
+            data = image.read()
+            if hasattr(image, "seek"):
+                image.seek(0)
+            return hashlib.sha256(data).digest()
+        if isinstance(image, Image.Image):
+            return f"{image.mode} {image.size}".encode() + image.tobytes()
+        return np.ascontiguousarray(image).tobytes() if isinstance(image, np.ndarray) else repr(image).encode()
+    except Exception as error:  # whatever an image that cannot be read raises; it is broken, and that is what it is
+        return f"unreadable {type(error).__name__}".encode()
+
+
+def _stamp(path: str | os.PathLike) -> str:
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError) as error:
+        return type(error).__name__
+    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 class FeatureCache:
     """Output of frozen towers, both or one, for every image and every caption of a data set.
 
     Arrays in half precision: images (N, 1 + P, width), texts as one run of tokens with offsets. They are written in
-    order, and `progress.json` says how far, so that a run that was killed goes on where it was.
+    order, and `progress.json` says how far, so that a run that was killed goes on where it was. An image that cannot
+    be read has zeros in its place and a cause, a caption that cannot be used no tokens; neither is trained on.
 
     Args:
         folder: where the arrays are.
@@ -59,6 +109,13 @@ class FeatureCache:
             np.load(path, mmap_mode="r") if (path := self.folder / f"{part}.npy").exists() else None for part in PARTS
         )
         self.ids = np.load(self.folder / "token_ids.npy", mmap_mode="r")
+        # (N,) 0, or 1 and the place in CAUSES
+        self.causes = None if self.images is None else np.load(self.folder / "causes.npy")
+
+    def broken(self, row: int) -> str | None:
+        """Why the image in a row could not be read; None for one that could."""
+        cause = int(self.causes[row])
+        return CAUSES[cause - 1] if cause else None
 
     def image_states(self, row: int) -> torch.Tensor:
         """(1 + P, width) of the image in a row."""
@@ -87,55 +144,86 @@ class FeatureCache:
         parts: tuple[str, ...] = PARTS,
         batch_size: int = 64,
         bf16: bool = False,
-    ):
+        on_broken: str = "skip",
+    ) -> FeatureCache:
         """Computes what is not there yet and opens the cache.
 
         Args:
             folder: parent folder; each combination of towers and data has its own below it.
             model: with its towers as they will stay.
             processor: its processor.
-            dataset: map-style rows.
+            dataset: map-style rows; images as `load_image` takes them.
             parts: whose features: `images`, `texts` or both.
-            batch_size: images or texts in one pass.
+            batch_size: images in one pass, and texts at least.
             bf16: compute under bfloat16 autocast.
+            on_broken: `"skip"` notes images that cannot be read and captions that cannot be used, and goes on;
+                `"raise"` stops at the first.
 
         Raises:
             OSError: if the disk is full or the folder cannot be written; what was computed so far is kept.
-            ValueError: if an image cannot be read or a feature is not finite.
+            ValueError: if a feature is not finite, no image or no caption can be used at all, or with
+                `on_broken="raise"` one of them cannot.
         """
         folder = Path(folder) / fingerprint(model, processor, dataset, parts)
         if _is_complete(folder, len(dataset), parts):
             return cls(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         was_training = model.training
         model.eval()
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             device = model.retriever.device.type
             with torch.inference_mode(), torch.autocast(device, torch.bfloat16, enabled=bf16):
-                tokens = _write_layout(folder, processor, dataset)
+                tokens = _write_layout(folder, processor, dataset, on_broken)
                 if "images" in parts:
-                    _write_images(folder, model.retriever, processor, dataset, batch_size)
+                    _write_images(folder, model.retriever, processor, dataset, batch_size, on_broken)
                 if "texts" in parts:
                     _write_texts(folder, model.retriever, tokens, batch_size)
+        except OSError as error:
+            if not is_disk_error(error, folder):
+                raise
+            free = free_space(folder)
+            raise OSError(
+                error.errno or errno.ENOSPC,
+                f"the feature cache '{folder}' cannot be written: {error.strerror or error}"
+                + ("" if free is None else f", {free / 1e6:,.1f} MB are free")
+                + ". What was computed is kept and not computed again: free some space and start again, or name a "
+                "folder on another disk (feature_cache_dir)",
+            ) from error
         finally:
             model.train(was_training)
         return cls(folder)
 
 
-def _write_layout(folder: Path, processor, dataset) -> list[list[int]]:
-    """Tokenizes all captions and lays out the arrays; returns the token ids."""
-    texts, first = [], []
+def _write_layout(folder: Path, processor, dataset, on_broken: str) -> list[list[int]]:
+    """Tokenizes all captions and lays out the arrays; returns the token ids, none for a caption without a text."""
+    texts, first, usable = [], [], []
     for row in dataset:
         first.append(len(texts))
-        texts += [
-            processor.prepare_text(caption["text"], f"a caption of image '{row.get('image_id')}'")
-            for caption in row["captions"]
-        ]
-    tokens = processor.encode_texts(texts, truncation=True)["input_ids"]
-    np.save(folder / "first_text.npy", np.array(first, dtype=np.int64))
-    np.save(folder / "offsets.npy", np.cumsum([0, *(len(ids) for ids in tokens)]))
-    np.save(folder / "token_ids.npy", np.concatenate([np.array(ids, dtype=np.int32) for ids in tokens]))
+        for text in _texts(row):
+            try:
+                texts.append(processor.prepare_text(text, f"a caption of image '{row.get('image_id')}'"))
+                usable.append(True)
+            except (TypeError, ValueError):
+                if on_broken == "raise":
+                    raise
+                texts.append("a")
+                usable.append(False)
+    if not any(usable):
+        raise ValueError(f"none of the {len(texts)} captions of the data set can be used: they are empty, or no texts")
+    encoded = processor.encode_texts(texts, truncation=True)["input_ids"]
+    tokens = [ids if good else [] for ids, good in zip(encoded, usable, strict=True)]
+    _save(folder / "first_text.npy", np.array(first, dtype=np.int64))
+    _save(folder / "token_ids.npy", np.concatenate([np.array(ids, dtype=np.int32) for ids in tokens]))
+    _save(folder / "offsets.npy", np.cumsum([0, *(len(ids) for ids in tokens)]))
     return tokens
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    """Writes a small array whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    with temporary.open("wb") as file:
+        np.save(file, array)
+    os.replace(temporary, path)
 
 
 def _progress(folder: Path, key: str, value: int | None = None) -> int:
@@ -152,71 +240,181 @@ def _progress(folder: Path, key: str, value: int | None = None) -> int:
 
 def _is_complete(folder: Path, rows: int, parts: tuple[str, ...]) -> bool:
     """Whether every image and every text of the data set is there; then not even its captions are tokenized."""
-    offsets = folder / "offsets.npy"
-    if not offsets.exists() or ("images" in parts and _progress(folder, "images") < rows):
+    try:
+        lengths = np.diff(np.load(folder / "offsets.npy"))
+        found = {part: len(np.load(folder / f"{part}.npy", mmap_mode="r")) for part in parts}
+        causes = len(np.load(folder / "causes.npy", mmap_mode="r")) if "images" in parts else rows
+    except (OSError, ValueError, EOFError):  # missing, or cut off
         return False
-    return "texts" not in parts or _progress(folder, "texts") == len(np.load(offsets, mmap_mode="r")) - 1
+    wanted = {"images": (rows, rows), "texts": (lengths.sum(), np.count_nonzero(lengths))}
+    return causes == rows and all((found[part], _progress(folder, part)) == wanted[part] for part in parts)
 
 
-def _open_array(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    if path.exists():
-        array = np.load(path, mmap_mode="r+")
-        if array.shape == shape:
-            return array
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+class _HalfArray:
+    """A half-precision array in a file of numpy's, whose rows are written with ordinary writes.
+
+    Its space is reserved when it is made: a full disk is an error then, before anything is computed. Through a memory
+    map it would be a signal that ends the process without a word.
+
+    Args:
+        path: the file. One of the same shape is taken up, of another one begun anew.
+        shape: of the whole.
+
+    Attributes:
+        begun_anew: whether there was nothing to take up.
+
+    Raises:
+        OSError: if there is no room.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...]):
+        try:
+            found = np.load(path, mmap_mode="r")
+            self.begun_anew = found.shape != shape or found.dtype != np.float16
+            del found
+        except (OSError, ValueError, EOFError):
+            self.begun_anew = True
+        self.row_bytes = 2 * math.prod(shape[1:])
+        self._file = path.open("w+b" if self.begun_anew else "r+b")
+        try:
+            # the length that numpy's reader expects comes with the reservation, so a file cut off here is no array
+            header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(self._file, header)
+            self._start = self._file.tell()
+            self._file.flush()
+            _reserve(self._file.fileno(), self._start + shape[0] * self.row_bytes)
+        except OSError:
+            self._file.close()
+            if self.begun_anew:
+                path.unlink()
+            raise
+
+    def write(self, row: int, values: torch.Tensor) -> None:
+        """Stores rows from one on.
+
+        Raises:
+            ValueError: if a value is not finite.
+        """
+        values = values.float()
+        if not values.isfinite().all():
+            raise ValueError("a tower's features are not finite; its weights are broken")
+        self._file.seek(self._start + row * self.row_bytes)
+        self._file.write(values.clamp(-65504, 65504).numpy().astype("<f2").tobytes())
+
+    def flush(self) -> None:
+        """Waits until what was written is on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Closes the file; what cannot be written any more is lost, and counted by no record of progress."""
+        try:
+            self._file.close()
+        except OSError as error:
+            logger.warning(f"'{self._file.name}': {error}")
 
 
-def _store(array: np.ndarray, where, values: torch.Tensor) -> None:
-    values = values.float()
-    if not values.isfinite().all():
-        raise ValueError("a tower's features are not finite; its weights are broken")
-    array[where] = values.clamp(-65504, 65504).numpy().astype(np.float16)
+def _reserve(descriptor: int, size: int) -> None:
+    """Makes a file as long as it will be, and takes the space for it where the file system can."""
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except AttributeError:  # not every system has it
+        os.ftruncate(descriptor, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise OSError(error.errno, f"{os.strerror(error.errno)} ({size / 1e6:,.1f} MB are needed)") from error
+        os.ftruncate(descriptor, size)
 
 
-def _write_images(folder: Path, retriever, processor, dataset, batch_size: int) -> None:
+def _read_images(dataset, rows: Sequence[int], on_broken: str) -> tuple[list[Image.Image], list[int], list[int]]:
+    """The images that can be read, the rows they stand in, and a cause (0 for none) for every row."""
+    images, good, causes = [], [], []
+    for place in rows:
+        row = dataset[place]
+        try:
+            images.append(load_image(row["image"]))
+            good.append(place)
+            causes.append(0)
+        except BrokenImageError as error:
+            if on_broken == "raise":
+                raise ValueError(f"image '{row.get('image_id', place)}': {error}") from error
+            causes.append(1 + CAUSES.index(error.cause))
+    return images, good, causes
+
+
+def _write_images(folder: Path, retriever, processor, dataset, batch_size: int, on_broken: str) -> None:
     done, total = _progress(folder, "images"), len(dataset)
-    array = None
-    for start in tqdm(range(done, total, batch_size), desc="image features", disable=done >= total):
-        stop = min(start + batch_size, total)
-        pixels = processor(images=[dataset[row]["image"] for row in range(start, stop)], return_tensors="pt")
-        states = retriever.vision_model(pixels["pixel_values"].to(retriever.device)).cpu()
-        if array is None:
-            array = _open_array(folder / "images.npy", (total, *states.shape[1:]))
-        _store(array, slice(start, stop), states)
-        if (start // batch_size) % 8 == 7 or stop == total:
-            array.flush()
-            _progress(folder, "images", stop)
+    try:
+        causes = np.load(folder / "causes.npy")
+        shape = np.load(folder / "images.npy", mmap_mode="r").shape
+        done = done if len(causes) == shape[0] == total else 0
+    except (OSError, ValueError, EOFError):
+        done = 0
+    if not done:
+        causes = np.zeros(total, dtype=np.uint8)
+    array: _HalfArray | None = None
+    try:
+        for start in tqdm(range(done, total, batch_size), desc="image features", disable=done >= total):
+            stop = min(start + batch_size, total)
+            images, good, causes[start:stop] = _read_images(dataset, range(start, stop), on_broken)
+            if images:
+                pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+                states = retriever.vision_model(pixels.to(retriever.device)).cpu()
+                if array is None:
+                    array = _HalfArray(folder / "images.npy", (total, *states.shape[1:]))
+                for place, state in zip(good, states, strict=True):
+                    array.write(place, state[None])
+            if array is not None and ((start // batch_size) % 8 == 7 or stop == total):
+                array.flush()
+                _save(folder / "causes.npy", causes)
+                _progress(folder, "images", stop)
+    finally:
+        if array is not None:
+            array.close()
+    if causes.all():
+        report = SkipReport()
+        for place, cause in enumerate(causes):
+            report.add(CAUSES[cause - 1], dataset[place].get("image_id", place))
+        raise ValueError(f"none of the {total} images of the data set can be read:\n{report.table()}")
+    if done < total and stop == total and _progress(folder, "images") < total:
+        # the last images are all broken, and none of this run's was not
+        _save(folder / "causes.npy", causes)
+        _progress(folder, "images", total)
 
 
 def _write_texts(folder: Path, retriever, tokens: list[list[int]], batch_size: int) -> None:
-    """Texts go through the tower sorted by length; the record counts the sorted ones."""
+    """Texts go through the tower sorted by length; the record counts the sorted ones, without those of no tokens."""
     offsets = np.load(folder / "offsets.npy")
-    order = sorted(range(len(tokens)), key=lambda i: len(tokens[i]))
-    done, total = _progress(folder, "texts"), len(tokens)
-    array = _open_array(folder / "texts.npy", (int(offsets[-1]), retriever.config.text_config.hidden_size))
+    order = sorted((i for i in range(len(tokens)) if tokens[i]), key=lambda i: len(tokens[i]))
+    total = len(order)
+    array = _HalfArray(folder / "texts.npy", (int(offsets[-1]), retriever.config.text_config.hidden_size))
+    done = 0 if array.begun_anew else _progress(folder, "texts")
     pad_id = retriever.config.text_config.pad_token_id
-    bar = tqdm(initial=done, total=total, desc="text features", unit="texts", disable=done >= total)
-    noted = done
-    while done < total:
-        # short texts in larger batches, so that each pass has about as many tokens
-        stop = min(total, done + max(batch_size, TOKENS_AT_ONCE // len(tokens[order[done]])))
-        part = order[done:stop]
-        length = len(tokens[part[-1]])
-        ids = torch.full((len(part), length), pad_id)
-        mask = torch.zeros_like(ids)
-        for place, i in enumerate(part):
-            ids[place, : len(tokens[i])] = torch.tensor(tokens[i])
-            mask[place, : len(tokens[i])] = 1
-        states = retriever.text_model(ids.to(retriever.device), mask.to(retriever.device)).cpu()
-        for place, i in enumerate(part):
-            _store(array, slice(offsets[i], offsets[i + 1]), states[place, : len(tokens[i])])
-        bar.update(stop - done)
-        done = stop
-        if done - noted > 2048 or done == total:
-            array.flush()
-            _progress(folder, "texts", done)
-            noted = done
-    bar.close()
+    try:
+        bar = tqdm(initial=done, total=total, desc="text features", unit="texts", disable=done >= total)
+        noted = done
+        while done < total:
+            # short texts in larger batches, so that each pass has about as many tokens
+            stop = min(total, done + max(batch_size, TOKENS_AT_ONCE // len(tokens[order[done]])))
+            part = order[done:stop]
+            length = len(tokens[part[-1]])
+            ids = torch.full((len(part), length), pad_id)
+            mask = torch.zeros_like(ids)
+            for place, i in enumerate(part):
+                ids[place, : len(tokens[i])] = torch.tensor(tokens[i])
+                mask[place, : len(tokens[i])] = 1
+            states = retriever.text_model(ids.to(retriever.device), mask.to(retriever.device)).cpu()
+            for place, i in enumerate(part):
+                array.write(int(offsets[i]), states[place, : len(tokens[i])])
+            bar.update(stop - done)
+            done = stop
+            if done - noted > 2048 or done == total:
+                array.flush()
+                _progress(folder, "texts", done)
+                noted = done
+        bar.close()
+    finally:
+        array.close()
 
 
 class CachedRows(torch.utils.data.Dataset):
@@ -231,5 +429,34 @@ class CachedRows(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict:
         row = self.dataset[index]
+        identity = row.get("image_id")
         kept = {"image": row["image"]} if self.keep_images else {}
-        return {"row": index, "image_id": row.get("image_id", index), "captions": row["captions"], **kept}
+        return {"row": index, "image_id": index if identity is None else identity, "captions": row["captions"], **kept}
+
+
+def one_by_one(turns: Sequence[bool], action: Callable[[], object]) -> None:
+    """Does something that takes long in some processes while the others wait, as long as it takes.
+
+    Args:
+        turns: for each turn, the same number everywhere, whether this process acts in it.
+        action: what is done.
+
+    Raises:
+        Exception: in all processes, if it fails in one.
+    """
+    # of its own: the usual group gives up waiting after minutes
+    group = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+    for mine in turns:
+        error = None
+        try:
+            if mine:
+                action()
+        except Exception as caught:
+            error = caught
+        found = [None] * dist.get_world_size()
+        dist.all_gather_object(found, None if error is None else f"{type(error).__name__}: {error}", group=group)
+        if error is not None:
+            raise error
+        if failed := [entry for entry in found if entry is not None]:
+            raise RuntimeError(f"another process failed: {failed[0]}")
+    dist.destroy_process_group(group)

@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
+import math
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Trainer
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from torch.utils.data._utils import worker as worker_state
+from transformers import Trainer, TrainerCallback
 
 from ccrk.data.augmentation import AugmentationRules
-from ccrk.data.report import SkipReport
+from ccrk.data.draws import epoch_order
+from ccrk.data.report import TAIL, SkipReport
 from ccrk.data.sharding import BatchStream, EpochRows, GlobalBatchSampler
 from ccrk.draws_ccrk import mix
 from ccrk.evaluation.retrieval import evaluate_retrieval, flat_metrics
 from ccrk.masking_ccrk import MaskingRules
 from ccrk.objectives_ccrk import SingleProcess
 from ccrk.trainer.arguments_ccrk import FREEZE_PRESETS, CCRkTrainingArguments
-from ccrk.trainer.checkpoints import is_disk_error, last_complete_checkpoint
+from ccrk.trainer.checkpoints import SKIPPED, STATE, SafeCheckpoints
 from ccrk.trainer.collator_ccrk import CCRkDataCollator
 from ccrk.trainer.exchange import ProcessExchange
-from ccrk.trainer.feature_cache import CachedRows, FeatureCache
+from ccrk.trainer.feature_cache import CachedRows, FeatureCache, one_by_one
 from ccrk.trainer.gradient_cache import CachedStep
 from ccrk.trainer.parameters import decays, freeze, freeze_named, freeze_unused, is_new
 
@@ -40,7 +41,7 @@ CONFIG_OVERRIDES = (
     "matching_weight",
     "mlm_weight",
 )
-SKIPPED = "skipped.json"
+UNUSABLE = 50  # batches in a row of which not one row can be used, before a training that has used none gives up
 
 
 class EpochLoader(DataLoader):
@@ -58,13 +59,42 @@ class _IterableRecords:
         self.dataset = dataset
 
     def records(self, epoch: int):
-        """The rows of an epoch."""
+        """The rows of an epoch: all of them in every worker, which take their batches from what they have read."""
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
-        yield from self.dataset
+        rows = iter(self.dataset)
+        while True:
+            # data sets that see that they are in a worker deal out their rows, and each worker would have some only
+            worker, worker_state._worker_info = worker_state._worker_info, None
+            try:
+                row = next(rows, None)
+            finally:
+                worker_state._worker_info = worker
+            if row is None:
+                return
+            yield row
 
 
-class CCRkTrainer(Trainer):
+class _Bookkeeping(TrainerCallback):
+    """Counts what an epoch leaves out at its end, and the epochs of a stream in a run that goes on."""
+
+    def __init__(self, trainer: CCRkTrainer):
+        self.trainer = trainer
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Called before anything is logged or saved."""
+        sampler = self.trainer._sampler
+        if sampler is None:
+            state.epoch = state.global_step / max(1, state.max_steps)
+            return
+        steps = -(-sampler.batches_per_epoch // args.gradient_accumulation_steps)
+        if sampler.dropped and sampler.rank == 0 and state.global_step % steps == 0:
+            epoch = state.global_step // steps - 1
+            for row in epoch_order(sampler.num_rows, sampler.seed, epoch)[-sampler.dropped :].tolist():
+                self.trainer.skipped.add(TAIL, f"row {row}")
+
+
+class CCRkTrainer(SafeCheckpoints, Trainer):
     """A `transformers.Trainer` for CCRk models.
 
     Give it a model, [`CCRkTrainingArguments`], data sets of rows (`image`, `image_id`, `captions`) and a
@@ -111,6 +141,9 @@ class CCRkTrainer(Trainer):
         self._partial_losses: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._batches_done = 0  # of a stream, when a run goes on
         self._row_ids: list[str] = []
+        self._usable = self._unusable = 0  # batches of this process with something in them, and without
+        self._sampler: GlobalBatchSampler | None = None
+        self.add_callback(_Bookkeeping(self))
         self.skipped = SkipReport()
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.exchange = ProcessExchange() if several else SingleProcess()
@@ -165,8 +198,13 @@ class CCRkTrainer(Trainer):
             "persistent_workers": args.dataloader_persistent_workers and workers > 0,
             "multiprocessing_context": args.dataloader_multiprocessing_context if workers else None,
             "prefetch_factor": args.dataloader_prefetch_factor if workers else None,
+            # a loader draws from its generator when it is begun, which a run that goes on does once more
+            "generator": torch.Generator().manual_seed(args.seed),
         }
+        self._sampler = None
         if is_stream(dataset):
+            if getattr(dataset, "_distributed", None) is not None:
+                raise ValueError("the stream is split by node already; give the trainer the whole one")
             stream = BatchStream(
                 dataset if hasattr(dataset, "records") else _IterableRecords(dataset),
                 self._train_batch_size,
@@ -177,10 +215,10 @@ class CCRkTrainer(Trainer):
             )
             return DataLoader(stream, batch_size=None, **options)
         seed = args.seed if args.data_seed is None else args.data_seed
-        sampler = GlobalBatchSampler(
+        self._sampler = GlobalBatchSampler(
             len(dataset), self._train_batch_size, rank, world_size, seed, drop_last=args.dataloader_drop_last
         )
-        return EpochLoader(EpochRows(dataset), batch_sampler=sampler, **options)
+        return EpochLoader(EpochRows(dataset), batch_sampler=self._sampler, **options)
 
     # --- a run ----------------------------------------------------------------------------------------------------
 
@@ -188,23 +226,19 @@ class CCRkTrainer(Trainer):
         """Trains as `Trainer.train` does.
 
         With `cache_features`, the towers' output is computed first. `resume_from_checkpoint=True` goes on from the
-        last checkpoint that was written to its end; the run ends as one that was not interrupted. What was left out
-        is written to `skipped.json` in the output folder.
+        last checkpoint that was written to its end, and `"auto"` too, or begins where there is none: a command that
+        can be given again however often it is killed. The run ends as one that was not interrupted. What was left
+        out is written to `skipped.json` in the output folder.
 
         Raises:
-            ValueError: if there is no checkpoint to go on from, or a loss is not finite.
+            ValueError: if there is no checkpoint to go on from, the one named is not whole, a loss or a gradient is
+                not finite, or not one row can be used.
         """
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
-            if resume_from_checkpoint is None:
-                raise ValueError(
-                    f"No valid checkpoint in '{self.args.output_dir}' to go on from: none was written to its end"
-                )
-        if isinstance(resume_from_checkpoint, Path):
-            resume_from_checkpoint = str(resume_from_checkpoint)
+        resume_from_checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         if self.args.cache_features and not isinstance(self.train_dataset, CachedRows):
             self._cache_features()
         ignored, self.skipped = self.args.ignore_data_skip, SkipReport()
+        self._usable = self._unusable = 0
         if resume_from_checkpoint:
             self._recall(Path(resume_from_checkpoint))
         try:
@@ -219,7 +253,7 @@ class CCRkTrainer(Trainer):
         if self.exchange.rank == 0 and (checkpoint / SKIPPED).exists():
             self.skipped = SkipReport.from_dict(json.loads((checkpoint / SKIPPED).read_text(encoding="utf-8")))
         if is_stream(self.train_dataset) and not self.args.ignore_data_skip:
-            state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
             self._batches_done = state["global_step"] * self.args.gradient_accumulation_steps
             self.args.ignore_data_skip = True  # the stream skips by itself, without opening a single photo
 
@@ -232,13 +266,20 @@ class CCRkTrainer(Trainer):
             )
         if is_stream(self.train_dataset):
             raise ValueError("cache_features needs a data set that can be indexed, not a stream")
+        rows = undecoded(self.train_dataset)
         frozen = FREEZE_PRESETS[self.args.freeze]
         parts = tuple(p for p, t in (("images", "vision_model"), ("texts", "text_model")) if t in frozen)
-        with self.args.main_process_first(local=False, desc="features of frozen towers"):
-            self.data_collator.cache = FeatureCache.build(
-                folder, self.model, self.processing_class, self.train_dataset, parts=parts, bf16=self.args.bf16
-            )
-        self.train_dataset = CachedRows(self.train_dataset, keep_images="images" not in parts)
+
+        def build() -> FeatureCache:
+            options = {"parts": parts, "bf16": self.args.bf16, "on_broken": self.args.on_broken}
+            return FeatureCache.build(folder, self.model, self.processing_class, rows, **options)
+
+        several = self.exchange.world_size > 1
+        if several:
+            # one process writes; the others open what is there, or write it where they do not share a disk
+            one_by_one([self.args.process_index == 0, self.args.local_process_index == 0], build)
+        self.data_collator.cache = build()
+        self.train_dataset = CachedRows(rows, keep_images="images" not in parts)
 
     def all_skipped(self) -> SkipReport:
         """What all processes have left out; called by all of them."""
@@ -269,33 +310,20 @@ class CCRkTrainer(Trainer):
         total = self.all_skipped()
         if self.is_world_process_zero() and total:
             folder = Path(self.args.output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / SKIPPED).write_text(json.dumps(total.to_dict(), indent=1), encoding="utf-8")
             logger.warning(f"left out in training, over all epochs:\n{total.table()}")
-
-    def _save_checkpoint(self, model, trial) -> None:
-        """Saves a checkpoint; one that the disk has no room for is removed, and the training goes on."""
-        folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        skipped = self.all_skipped()
-        if self.args.should_save:
-            # what a killed run left under this name would look whole as soon as its last file is there
-            shutil.rmtree(folder, ignore_errors=True)
-        if self.exchange.world_size > 1:
-            dist.barrier()
-        try:
-            if self.args.should_save:
+            try:
                 folder.mkdir(parents=True, exist_ok=True)
-                (folder / SKIPPED).write_text(json.dumps(skipped.to_dict()), encoding="utf-8")
-            super()._save_checkpoint(model, trial)
-        except Exception as error:
-            if not is_disk_error(error, folder):
-                raise
-            shutil.rmtree(folder, ignore_errors=True)
-            last = last_complete_checkpoint(folder.parent)
-            logger.error(
-                f"checkpoint {folder.name} could not be saved ({error}); the training goes on, and "
-                + (f"{last.name} is the last that is whole" if last else "there is no other checkpoint yet")
-            )
+                (folder / SKIPPED).write_text(json.dumps(total.to_dict(), indent=1), encoding="utf-8")
+            except OSError as error:  # the training is done, and worth more than its report
+                logger.error(f"'{folder / SKIPPED}' could not be written: {error}")
+        batches = torch.tensor([float(self._usable), float(self._unusable)], device=self.args.device)
+        usable, unusable = self.exchange.total(batches).tolist()
+        if unusable and not usable:
+            raise self._no_rows(total)
+
+    @staticmethod
+    def _no_rows(skipped: SkipReport) -> ValueError:
+        return ValueError(f"not one row of the data could be used, so nothing was learned:\n{skipped.table()}")
 
     # --- a step ---------------------------------------------------------------------------------------------------
 
@@ -381,10 +409,23 @@ class CCRkTrainer(Trainer):
                 model.retriever.temperature.clamp_(*self.args.temperature_range)
 
     def _complete(self, inputs):
-        """The inputs, or where every row of this process was broken: None, or a stand-in if others go on."""
+        """The inputs, or where every row of this process was broken: None, or a stand-in if others go on.
+
+        Raises:
+            ValueError: if the collator leaves out the index, or nothing at all can be used.
+        """
         if "image_index" in inputs:
+            self._usable += 1
             return inputs
+        if inputs:
+            raise ValueError(
+                f"the collator's batch has no 'image_index', the row of the image that each text describes (it has "
+                f"{', '.join(sorted(inputs))}); CCRkDataCollator makes one, and so does the processor of nested texts"
+            )
+        self._unusable += 1
         if self.exchange.world_size == 1:
+            if not self._usable and self._unusable >= UNUSABLE:
+                raise self._no_rows(self.skipped)
             return None
         return self._stand_in()
 
@@ -424,14 +465,38 @@ class CCRkTrainer(Trainer):
         for name, value in parts.items():
             if name != "loss":
                 self._partial_losses[f"loss_{name}"].append(value.detach())
-        if not torch.isfinite(loss):
+        # all processes stop together, or the others would wait for this one
+        if self.exchange.largest((~torch.isfinite(loss.detach())).float()):
             found = {name: float(value) for name, value in parts.items() if not torch.isfinite(value)}
-            ids = self._row_ids if len(self._row_ids) <= 64 else [*self._row_ids[:64], "..."]
-            raise ValueError(
-                f"the loss is {float(loss)} at step {self.state.global_step} ({found or 'all parts are finite'}), so "
-                f"training stops here. The learning rate was {self._get_learning_rate():.3g}, the temperature "
-                f"{float(self.model.retriever.temperature):.4g}. Images of the batch: {', '.join(ids) or 'unknown'}"
-            )
+            self._stop(f"the loss is {float(loss)}" + (f" ({found})" if found else ""), torch.isfinite(loss))
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """The norm of the gradient; one that is not finite would spoil all weights, and checkpoints after that."""
+        norm = super()._get_grad_norm(model, grad_norm)
+        # in half precision with a scaler such steps occur, and are left out
+        if self.accelerator.scaler is None and not math.isfinite(float(norm)):
+            self._stop(f"the norm of the gradient is {float(norm)}", finite=False)
+        return norm
+
+    def _stop(self, what: str, finite: bool) -> None:
+        """Ends the training in all processes, with the images of the whole batch.
+
+        Raises:
+            ValueError: always.
+        """
+        temperature = float(self.model.retriever.temperature)
+        reports = [(what, bool(finite), self._row_ids)]
+        if self.exchange.world_size > 1:
+            own, reports = reports[0], [None] * self.exchange.world_size
+            dist.all_gather_object(reports, own)
+        what = next((report[0] for report in reports if not report[1]), what)
+        ids = [identity for *_, part in reports for identity in part]
+        shown = ", ".join(ids[:64]) + (f" and {len(ids) - 64} more" if len(ids) > 64 else "")
+        raise ValueError(
+            f"{what} at step {self.state.global_step}: it is not finite, so training stops here, before the weights "
+            f"are changed. The learning rate was {self._get_learning_rate():.3g}, the temperature {temperature:.4g}. "
+            f"Images of the batch: {shown or 'unknown'}"
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Logs, with the mean of each loss and the temperature since the last time."""
@@ -518,9 +583,9 @@ def undecoded(dataset):
     A broken photo is then no error of the reader's.
     """
     features = getattr(dataset, "features", None)
-    image = features.get("image") if hasattr(features, "get") else None
-    if type(image).__name__ == "Image" and getattr(image, "decode", False) and hasattr(dataset, "cast_column"):
-        return dataset.cast_column("image", type(image)(decode=False))
+    for column, feature in dict(features).items() if hasattr(features, "items") else ():
+        if type(feature).__name__ == "Image" and feature.decode and hasattr(dataset, "cast_column"):
+            dataset = dataset.cast_column(column, type(feature)(decode=False))
     return dataset
 
 
@@ -533,4 +598,4 @@ def _language_counts(dataset) -> dict[str, int]:
     if dataset is None or is_stream(dataset):
         raise ValueError("language_sampling='balanced' counts captions first, which a stream does not allow")
     column = dataset["captions"] if hasattr(dataset, "column_names") else (row["captions"] for row in dataset)
-    return Counter(caption["language"] for captions in column for caption in captions)
+    return Counter(caption["language"] for captions in column for caption in captions or [])

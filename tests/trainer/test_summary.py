@@ -57,7 +57,7 @@ def log_of(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / summary.LOG).read_text().splitlines()]
 
 
-@pytest.mark.parametrize("metric", ["eval_ir@1_mean", "ir@10_worst", "eval_mrv"])
+@pytest.mark.parametrize("metric", ["eval_ir@1_mean", "ir@10_worst", "eval_rsum", "eval_mrv"])
 def test_the_best_checkpoint_is_kept_loaded_and_told(tmp_path, rows, processor, make_model, metric):
     pytest.importorskip("matplotlib")
     args = arguments(tmp_path, metric, load_best_model_at_end=True, save_total_limit=1)
@@ -113,7 +113,8 @@ def test_a_resumed_run_is_summed_up_whole(tmp_path, rows, processor, make_model)
     spent = kept["stateful_callbacks"]["TrainingSummaryCallback"]["attributes"]["spent"]
     assert spent["wall_s"] > 0 and spent["cpu_s"] > 0
     spent["wall_s"] += 1000
-    (tmp_path / "checkpoint-4" / "trainer_state.json").write_text(json.dumps(kept))
+    state = tmp_path / "checkpoint-4" / "trainer_state.json"
+    state.write_text(json.dumps(kept).ljust(state.stat().st_size))  # as long as it was: a shorter one is not whole
     args = arguments(tmp_path, "eval_mrv", max_steps=8)
     train(args, make_model(), processor, rows, resume=str(tmp_path / "checkpoint-4"))
     log = log_of(tmp_path)
