@@ -155,7 +155,8 @@ def is_disk_error(error: BaseException, folder: str | Path) -> bool:
         if re.search(message, str(error), re.I):
             return True
         error = error.__cause__ or error.__context__
-    return (free_space(folder) or 2**20) < 2**20
+    free = free_space(folder)
+    return free is not None and free < 2**20
 
 
 def free_space(folder: str | Path) -> int | None:

@@ -147,9 +147,7 @@ def kill_all(process: subprocess.Popen) -> None:
         except ProcessLookupError:
             continue
     process.wait()
-    gone = (
-        time.monotonic() + 20
-    )  # the launcher's children are init's now, and do not write any more once they are gone
+    gone = time.monotonic() + 20  # until none can write any more
     while any(_alive(pid) for pid in members) and time.monotonic() < gone:
         time.sleep(0.01)
 
@@ -170,7 +168,7 @@ def steps_taken(out: Path) -> list[int]:
 def train_killed(out: Path, setting: str, corpus: Path, kills: int, seed: int) -> list[str]:
     """Starts a training until it ends, and kills it `kills` times before; returns when that was.
 
-    Moments are random: some time after a random number of steps, or as soon as a checkpoint begins to be written, is
+    Moments are random: some time after a random number of steps, and in every second start while a checkpoint is
     being written, or has just got its name.
     """
     draw = random.Random(seed)
@@ -179,17 +177,13 @@ def train_killed(out: Path, setting: str, corpus: Path, kills: int, seed: int) -
     for number in range(kills):
         kind = ("step", "writing")[number % 2]
         before = len(steps_taken(out))
-        wanted, delay = before + draw.randint(1, 4), draw.uniform(0, 0.08)
+        wanted, delay = before + draw.randint(2, 5), draw.uniform(0, 0.08)
         with (out / "log.txt").open("a") as log:
             process = subprocess.Popen(command(out, setting, corpus), stdout=log, stderr=log, env=environment())
         end = time.monotonic() + 180
         while process.poll() is None and time.monotonic() < end:
-            if kind == "step" and len(steps_taken(out)) >= wanted:
-                time.sleep(delay)
-                break
-            # a checkpoint that is being written, not what is left of the last start
-            if kind == "writing" and len(steps_taken(out)) > before and (out / "incomplete").exists():
-                time.sleep(delay / 4)
+            if len(steps_taken(out)) >= wanted and (kind == "step" or (out / "incomplete").exists()):
+                time.sleep(delay / (1 if kind == "step" else 4))
                 break
             time.sleep(0.0005)
         if process.poll() is not None:
