@@ -35,6 +35,38 @@ def eager_attention(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
+class CCRkPacking:
+    """Where the real tokens of padded texts stand.
+
+    Layers run over the real tokens alone, (n, hidden): linear layers and norms do not care which text a token belongs
+    to. Only attention, a hundredth of the cost, sees padded texts.
+
+    Args:
+        attention_mask: (N, L), other than 0 at real tokens.
+    """
+
+    def __init__(self, attention_mask: torch.Tensor):
+        self.shape = tuple(attention_mask.shape)
+        self.places = attention_mask.flatten().nonzero().flatten()
+
+    @classmethod
+    def of(cls, attention_mask: torch.Tensor | None) -> CCRkPacking | None:
+        """None where nothing is to be gained, or where n, which depends on the data, must not be a shape."""
+        if attention_mask is None or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return None
+        packing = cls(attention_mask)
+        return packing if 0 < len(packing.places) < attention_mask.numel() else None
+
+    def pack(self, states: torch.Tensor) -> torch.Tensor:
+        """Real tokens (n, width) of padded texts (N, L, width)."""
+        return states.flatten(0, 1).index_select(0, self.places)
+
+    def unpack(self, states: torch.Tensor) -> torch.Tensor:
+        """Padded texts (N, L, width) of real tokens (n, width), zeros at the padding."""
+        padded = states.new_zeros((self.shape[0] * self.shape[1], states.shape[-1]))
+        return padded.index_copy(0, self.places, states).view(*self.shape, -1)
+
+
 class CCRkAttention(nn.Module):
     """Multi-head attention; queries from the text, keys and values from `key_width` wide states."""
 
@@ -53,18 +85,22 @@ class CCRkAttention(nn.Module):
     def _split(self, states: torch.Tensor) -> torch.Tensor:
         return states.view(*states.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2)
 
-    def keys_values(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values (N, heads, P, head_dim) of states (N, P, key_width)."""
-        return self._split(self.key(states)), self._split(self.value(states))
+    def keys_values(self, states: torch.Tensor, packing=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (N, heads, P, head_dim) of states (N, P, key_width), or of packed ones (n, key_width)."""
+        keys, values = self.key(states), self.value(states)
+        if packing is not None:
+            keys, values = packing.unpack(keys), packing.unpack(values)
+        return self._split(keys), self._split(values)
 
     def forward(
-        self, hidden_states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, attention_mask=None
+        self, hidden_states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, attention_mask=None, packing=None
     ) -> torch.Tensor:
-        """Attends from `hidden_states (N, L, hidden)` to keys and values made by `keys_values`."""
+        """Attends from `hidden_states`, (N, L, hidden) or packed, to keys and values made by `keys_values`."""
+        queries = self.query(hidden_states)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         output, _ = attend(
             self,
-            self._split(self.query(hidden_states)),
+            self._split(queries if packing is None else packing.unpack(queries)),
             keys,
             values,
             attention_mask,
@@ -72,7 +108,8 @@ class CCRkAttention(nn.Module):
             dropout=self.dropout if self.training else 0.0,
             is_causal=False,
         )
-        return output.reshape(*hidden_states.shape[:-1], -1)
+        output = output.flatten(2)
+        return output if packing is None else packing.pack(output)
 
 
 class CCRkResidual(nn.Module):
@@ -97,9 +134,9 @@ class CCRkAttentionBlock(nn.Module):
         self.self = CCRkAttention(config, key_width)
         self.output = CCRkResidual(config, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, keys, values, attention_mask=None) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, keys, values, attention_mask=None, packing=None) -> torch.Tensor:
         """Attends to given keys and values and adds the residual."""
-        return self.output(self.self(hidden_states, keys, values, attention_mask), hidden_states)
+        return self.output(self.self(hidden_states, keys, values, attention_mask, packing), hidden_states)
 
 
 class CCRkIntermediate(nn.Module):
@@ -126,12 +163,14 @@ class CCRkLayer(GradientCheckpointingLayer):
         self.intermediate = CCRkIntermediate(config)
         self.output = CCRkResidual(config, config.intermediate_size)
 
-    def forward(self, hidden_states: torch.Tensor, attention_mask=None, image_keys=None, image_values=None):
-        """One layer over (N, L, hidden); image keys and values are (N, heads, P, head_dim)."""
-        keys, values = self.attention.self.keys_values(hidden_states)
-        hidden_states = self.attention(hidden_states, keys, values, attention_mask)
+    def forward(
+        self, hidden_states: torch.Tensor, attention_mask=None, image_keys=None, image_values=None, packing=None
+    ) -> torch.Tensor:
+        """One layer over (N, L, hidden), or (n, hidden) if packed; image keys and values: (N, heads, P, head_dim)."""
+        keys, values = self.attention.self.keys_values(hidden_states, packing)
+        hidden_states = self.attention(hidden_states, keys, values, attention_mask, packing)
         if image_keys is not None:
-            hidden_states = self.crossattention(hidden_states, image_keys, image_values)
+            hidden_states = self.crossattention(hidden_states, image_keys, image_values, packing=packing)
         return self.output(self.intermediate(hidden_states), hidden_states)
 
 
@@ -180,9 +219,12 @@ class CCRkTextTower(nn.Module):
         mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
         )
+        packing = CCRkPacking.of(attention_mask)
+        if packing is not None:
+            hidden_states = packing.pack(hidden_states)
         for layer in self.layer:
-            hidden_states = layer(hidden_states, mask)
-        return hidden_states
+            hidden_states = layer(hidden_states, mask, packing=packing)
+        return hidden_states if packing is None else packing.unpack(hidden_states)
 
 
 @dataclass
@@ -268,8 +310,11 @@ class CCRkFusionEncoder(nn.Module):
         mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
         )
+        packing = CCRkPacking.of(attention_mask)
+        if packing is not None:
+            hidden_states = packing.pack(hidden_states)
         for layer, keys, values in zip(self.layer, states.keys, states.values, strict=True):
             if image_rows is not None:
                 keys, values = keys[image_rows], values[image_rows]
-            hidden_states = layer(hidden_states, mask, keys, values)
-        return hidden_states
+            hidden_states = layer(hidden_states, mask, keys, values, packing)
+        return hidden_states if packing is None else packing.unpack(hidden_states)
