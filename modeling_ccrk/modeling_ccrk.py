@@ -16,6 +16,7 @@ from .image_tower_ccrk import CCRkImageTower
 from .losses_ccrk import MatchingPairs, matching_loss, mlm_loss, one_to_k, one_to_one, sample_matching_pairs
 from .pretrained_ccrk import CCRkPreTrainedModel
 from .text_layers_ccrk import CCRkFusionEncoder, CCRkImageStates, CCRkTextTower, trim_padding
+from .tied_ccrk import CCRkTiedWords
 
 
 @dataclass
@@ -417,6 +418,9 @@ class CCRkForPreTraining(CCRkPreTrainedModel):
         if return_loss and self.config.temperature_range is not None:
             with torch.no_grad():
                 self.ccrk.temperature.clamp_(*self.config.temperature_range)
+        embeddings = self.ccrk.text_model.embeddings
+        decodes = return_loss and self.config.mlm_weight
+        embeddings.tied = CCRkTiedWords.of(embeddings.word_embeddings, self.mlm_head.decoder) if decodes else None
         base = self.ccrk(
             pixel_values=pixel_values,
             input_ids=input_ids,
@@ -464,7 +468,9 @@ class CCRkForPreTraining(CCRkPreTrainedModel):
         hidden_states = self.mlm_hidden_states(masked_input_ids, trimmed, image_states, image_rows)
         labels = labels[:, : masked_input_ids.shape[1]]
         masked = labels != -100
-        return mlm_loss(self.mlm_head(hidden_states[masked]), labels[masked])
+        embeddings = self.ccrk.text_model.embeddings
+        tied, embeddings.tied = embeddings.tied, None  # the last use in this batch
+        return mlm_loss(self.mlm_head(hidden_states[masked], tied), labels[masked])
 
 
 __all__ = ["CCRkForPreTraining", "CCRkForPreTrainingOutput", "CCRkModel", "CCRkOutput"]

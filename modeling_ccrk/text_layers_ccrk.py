@@ -180,6 +180,7 @@ class CCRkTextEmbeddings(nn.Module):
     def __init__(self, config: PreTrainedConfig, position_offset: int):
         super().__init__()
         self.position_offset = position_offset
+        self.tied = None  # a `CCRkTiedWords` while a batch is also decoded with the word embeddings
         self.max_length = config.max_position_embeddings - position_offset
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -200,7 +201,8 @@ class CCRkTextEmbeddings(nn.Module):
                 "pass truncation=True (and max_length=...) to the processor"
             )
         positions = torch.arange(length, device=input_ids.device) + self.position_offset
-        embeddings = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
+        look_up = self.word_embeddings if self.tied is None else self.tied.look_up
+        embeddings = look_up(input_ids) + self.token_type_embeddings.weight[0]
         return self.dropout(self.LayerNorm(embeddings + self.position_embeddings(positions)))
 
 
