@@ -139,7 +139,8 @@ class CCRkModel(CCRkPreTrainedModel):
         """Matching logits (N, 2) of N pairs in one pass; every way to score pairs ends here."""
         mask = None if attention_mask is None else attention_mask[text_rows]
         hidden_states, mask = trim_padding(text_hidden_states[text_rows], mask)
-        fused = self.fusion_model(hidden_states, mask, image_states, image_rows)
+        first = self.config.fusion_pooling == "first"
+        fused = self.fusion_model(hidden_states, mask, image_states, image_rows, first_only=first)
         return self.itm_head(summarise(fused, mask, self.config.fusion_pooling))
 
     def match(

@@ -164,10 +164,22 @@ class CCRkLayer(GradientCheckpointingLayer):
         self.output = CCRkResidual(config, config.intermediate_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, attention_mask=None, image_keys=None, image_values=None, packing=None
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask=None,
+        image_keys=None,
+        image_values=None,
+        packing=None,
+        first_only: bool = False,
     ) -> torch.Tensor:
-        """One layer over (N, L, hidden), or (n, hidden) if packed; image keys and values: (N, heads, P, head_dim)."""
+        """One layer over (N, L, hidden), or (n, hidden) if packed; image keys and values: (N, heads, P, head_dim).
+
+        With `first_only` every token is attended to, but the output is that of the first token alone, (N, 1, hidden).
+        """
         keys, values = self.attention.self.keys_values(hidden_states, packing)
+        if first_only:
+            hidden_states = (hidden_states if packing is None else packing.unpack(hidden_states))[:, :1]
+            attention_mask, packing = None if attention_mask is None else attention_mask[:, :, :1], None
         hidden_states = self.attention(hidden_states, keys, values, attention_mask, packing)
         if image_keys is not None:
             hidden_states = self.crossattention(hidden_states, image_keys, image_values, packing=packing)
@@ -296,6 +308,7 @@ class CCRkFusionEncoder(nn.Module):
         attention_mask: torch.Tensor | None,
         states: CCRkImageStates,
         image_rows: torch.LongTensor | None = None,
+        first_only: bool = False,
     ) -> torch.Tensor:
         """Fuses texts with images.
 
@@ -305,9 +318,10 @@ class CCRkFusionEncoder(nn.Module):
             states: of B images.
             image_rows: (N,) the image of each text; without it text i goes with image i. Rows are picked layer by
                 layer, so that no copy of all layers is ever held.
+            first_only: the last layer computes the first token of each text alone, where that is all that is needed.
 
         Returns:
-            (N, L, hidden).
+            (N, L, hidden); with `first_only` (N, 1, hidden).
         """
         mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
@@ -315,8 +329,14 @@ class CCRkFusionEncoder(nn.Module):
         packing = CCRkPacking.of(attention_mask)
         if packing is not None:
             hidden_states = packing.pack(hidden_states)
+        # masks of other forms than (N, 1, L, L), as some attention implementations have them, cannot be cut
+        cut = first_only and (mask is None or (isinstance(mask, torch.Tensor) and mask.ndim == 4))
         for layer, keys, values in zip(self.layer, states.keys, states.values, strict=True):
             if image_rows is not None:
                 keys, values = keys[image_rows], values[image_rows]
-            hidden_states = layer(hidden_states, mask, keys, values, packing)
-        return hidden_states if packing is None else packing.unpack(hidden_states)
+            last = cut and layer is self.layer[-1]
+            hidden_states = layer(hidden_states, mask, keys, values, packing, first_only=last)
+        if cut:
+            return hidden_states
+        hidden_states = hidden_states if packing is None else packing.unpack(hidden_states)
+        return hidden_states[:, :1] if first_only else hidden_states
