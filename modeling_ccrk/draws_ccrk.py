@@ -60,14 +60,23 @@ class Draws:
 
     Args:
         keys: (N,) int64, one for each row.
+        tokens: length of rows, and which of all rows' tokens there are: rows are then tokens, see `packed`.
     """
 
-    def __init__(self, keys: torch.LongTensor):
+    def __init__(self, keys: torch.LongTensor, tokens: tuple[int, torch.LongTensor] | None = None):
         self.keys = keys
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.keys) if self.tokens is None else len(self.tokens[1])
 
     def at(self, place: int) -> Draws:
         """Draws for another place in the model; the same rows."""
-        return Draws(mix(self.keys, place))
+        return Draws(mix(self.keys, place), self.tokens)
+
+    def packed(self, length: int, places: torch.LongTensor) -> Draws:
+        """Draws for some tokens of rows (N, length), at `places` of them all; each gets what it would in its row."""
+        return Draws(self.keys, (length, places))
 
     def rows(self, index: torch.LongTensor | slice) -> Draws:
         """Draws for some of the rows."""
@@ -81,8 +90,12 @@ class Draws:
         """
         values = self.keys.to(torch.int32)
         device = values.device
+        if self.tokens is not None:
+            shape = (len(values), self.tokens[0], *shape[1:])
         for size in shape[1:-1]:
             values = _scramble(values[..., None] ^ (torch.arange(size, dtype=torch.int32, device=device) * _GOLDEN_32))
+            if self.tokens is not None and values.ndim == 2:
+                values = values.flatten()[self.tokens[1]]
         if len(shape) > 1:
             values = values[..., None] ^ _columns(shape[-1], device)
         limit = round((1 - probability) * 2**32) - 2**31
@@ -94,8 +107,8 @@ class Draws:
         Raises:
             ValueError: if there is not one key for each row.
         """
-        if len(self.keys) != len(states):
-            raise ValueError(f"there are draws for {len(self.keys)} rows, but {len(states)} rows to drop from")
+        if len(self) != len(states):
+            raise ValueError(f"there are draws for {len(self)} rows, but {len(states)} rows to drop from")
         return states * (self.keep(tuple(states.shape), 1 - probability) * (1 / (1 - probability))).to(states.dtype)
 
 

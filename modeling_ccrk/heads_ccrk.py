@@ -60,9 +60,10 @@ class CCRkLMHead(nn.Module):
         self.decoder = nn.Linear(text.hidden_size, text.vocab_size)
         self.bias = nn.Parameter(torch.zeros(text.vocab_size))
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Logits (..., vocab_size) of hidden states (..., hidden)."""
-        return self.decoder(self.layer_norm(self.activation(self.dense(hidden_states))))
+    def forward(self, hidden_states: torch.Tensor, tied=None) -> torch.Tensor:
+        """Logits (..., vocab_size) of hidden states (..., hidden); by `tied` words (N, hidden) alone."""
+        states = self.layer_norm(self.activation(self.dense(hidden_states)))
+        return self.decoder(states) if tied is None else tied.decode(states, self.decoder.bias)
 
 
 def summarise(hidden_states: torch.Tensor, attention_mask: torch.Tensor | None, pooling: str) -> torch.Tensor:

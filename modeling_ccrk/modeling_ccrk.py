@@ -19,6 +19,7 @@ from .objectives_ccrk import SingleProcess, add_losses, gather_batch, sampling_r
 from .pretrained_ccrk import CCRkPreTrainedModel
 from .sampling_ccrk import MatchingPairs
 from .text_layers_ccrk import CCRkFusionEncoder, CCRkImageStates, CCRkTextTower, trim_padding
+from .tied_ccrk import CCRkTiedWords
 
 
 @dataclass
@@ -152,7 +153,8 @@ class CCRkModel(CCRkPreTrainedModel):
         """Matching logits (N, 2) of N pairs in one pass; every way to score pairs ends here."""
         mask = None if attention_mask is None else attention_mask[text_rows]
         hidden_states, mask = trim_padding(text_hidden_states[text_rows], mask)
-        fused = self.fusion_model(hidden_states, mask, image_states, image_rows, draws)
+        first = self.config.fusion_pooling == "first"
+        fused = self.fusion_model(hidden_states, mask, image_states, image_rows, draws, first_only=first)
         return self.itm_head(summarise(fused, mask, self.config.fusion_pooling))
 
     def match(
@@ -473,6 +475,9 @@ class CCRkForPreTraining(CCRkPreTrainedModel):
             return_loss = image_index is not None
         if return_loss:
             self.clamp_temperature()
+        embeddings = self.ccrk.text_model.embeddings
+        decodes = return_loss and self.config.mlm_weight
+        embeddings.tied = CCRkTiedWords.of(embeddings.word_embeddings, self.mlm_head.decoder) if decodes else None
         base, step = self.ccrk.encode(
             pixel_values,
             input_ids,
@@ -547,7 +552,9 @@ class CCRkForPreTraining(CCRkPreTrainedModel):
         hidden_states = self.mlm_hidden_states(masked_input_ids, trimmed, image_states, image_rows, draws)
         labels = labels[:, : masked_input_ids.shape[1]]
         masked = labels != -100
-        return mlm_loss(self.mlm_head(hidden_states[masked]), labels[masked], total)
+        embeddings = self.ccrk.text_model.embeddings
+        tied, embeddings.tied = embeddings.tied, None  # the last use in this batch
+        return mlm_loss(self.mlm_head(hidden_states[masked], tied), labels[masked], total)
 
 
 __all__ = ["CCRkForPreTraining", "CCRkForPreTrainingOutput", "CCRkModel", "CCRkOutput"]

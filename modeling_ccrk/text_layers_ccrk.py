@@ -50,6 +50,38 @@ def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | N
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, torch.finfo(dtype).min)
 
 
+class CCRkPacking:
+    """Where the real tokens of padded texts stand.
+
+    Layers run over the real tokens alone, (n, hidden): linear layers and norms do not care which text a token belongs
+    to. Only attention, a hundredth of the cost, sees padded texts.
+
+    Args:
+        attention_mask: (N, L), other than 0 at real tokens.
+    """
+
+    def __init__(self, attention_mask: torch.Tensor):
+        self.shape = tuple(attention_mask.shape)
+        self.places = attention_mask.flatten().nonzero().flatten()
+
+    @classmethod
+    def of(cls, attention_mask: torch.Tensor | None) -> CCRkPacking | None:
+        """None where nothing is to be gained, or where n, which depends on the data, must not be a shape."""
+        if attention_mask is None or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return None
+        packing = cls(attention_mask)
+        return packing if 0 < len(packing.places) < attention_mask.numel() else None
+
+    def pack(self, states: torch.Tensor) -> torch.Tensor:
+        """Real tokens (n, width) of padded texts (N, L, width)."""
+        return states.flatten(0, 1).index_select(0, self.places)
+
+    def unpack(self, states: torch.Tensor) -> torch.Tensor:
+        """Padded texts (N, L, width) of real tokens (n, width), zeros at the padding."""
+        padded = states.new_zeros((self.shape[0] * self.shape[1], states.shape[-1]))
+        return padded.index_copy(0, self.places, states).view(*self.shape, -1)
+
+
 class CCRkAttention(nn.Module):
     """Multi-head attention; queries from the text, keys and values from `key_width` wide states."""
 
@@ -68,14 +100,24 @@ class CCRkAttention(nn.Module):
     def _split(self, states: torch.Tensor) -> torch.Tensor:
         return states.view(*states.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2)
 
-    def keys_values(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values (N, heads, P, head_dim) of states (N, P, key_width)."""
-        return self._split(self.key(states)), self._split(self.value(states))
+    def keys_values(self, states: torch.Tensor, packing=None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (N, heads, P, head_dim) of states (N, P, key_width), or of packed ones (n, key_width)."""
+        keys, values = self.key(states), self.value(states)
+        if packing is not None:
+            keys, values = packing.unpack(keys), packing.unpack(values)
+        return self._split(keys), self._split(values)
 
     def forward(
-        self, hidden_states: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, attention_mask=None, draws=None
+        self,
+        hidden_states: torch.Tensor,
+        keys: torch.Tensor,
+        values: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        draws: Draws | None = None,
+        packing: CCRkPacking | None = None,
     ) -> torch.Tensor:
-        """Attends from `hidden_states (N, L, hidden)` to keys and values made by `keys_values`."""
+        """Attends from `hidden_states`, (N, L, hidden) or packed, to keys and values made by `keys_values`."""
+        queries = self.query(hidden_states)
         dropout = self.dropout if self.training else 0.0
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         keyed = {}
@@ -84,7 +126,7 @@ class CCRkAttention(nn.Module):
             attention_mask = _additive(attention_mask, hidden_states.dtype)
         output, _ = attend(
             self,
-            self._split(self.query(hidden_states)),
+            self._split(queries if packing is None else packing.unpack(queries)),
             keys,
             values,
             attention_mask,
@@ -93,7 +135,8 @@ class CCRkAttention(nn.Module):
             is_causal=False,
             **keyed,
         )
-        return output.flatten(-2)  # heads side by side
+        output = output.flatten(-2)  # heads side by side
+        return output if packing is None else packing.pack(output)
 
 
 class CCRkResidual(nn.Module):
@@ -118,9 +161,12 @@ class CCRkAttentionBlock(nn.Module):
         self.self = CCRkAttention(config, key_width)
         self.output = CCRkResidual(config, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, keys, values, attention_mask=None, draws=None) -> torch.Tensor:
+    def forward(
+        self, hidden_states: torch.Tensor, keys, values, attention_mask=None, draws=None, packing=None
+    ) -> torch.Tensor:
         """Attends to given keys and values and adds the residual."""
-        return self.output(self.self(hidden_states, keys, values, attention_mask, draws), hidden_states, draws)
+        attended = self.self(hidden_states, keys, values, attention_mask, draws, packing)
+        return self.output(attended, hidden_states, _packed(draws, packing))
 
 
 class CCRkIntermediate(nn.Module):
@@ -154,13 +200,23 @@ class CCRkLayer(GradientCheckpointingLayer):
         image_keys: torch.Tensor | None = None,
         image_values: torch.Tensor | None = None,
         draws: Draws | None = None,
+        packing: CCRkPacking | None = None,
+        first_only: bool = False,
     ) -> torch.Tensor:
-        """One layer over (N, L, hidden); image keys and values are (N, heads, P, head_dim)."""
-        keys, values = self.attention.self.keys_values(hidden_states)
-        hidden_states = self.attention(hidden_states, keys, values, attention_mask, _at(draws, 1))
+        """One layer over (N, L, hidden), or (n, hidden) if packed; image keys and values: (N, heads, P, head_dim).
+
+        With `first_only` every token is attended to, but the output is that of the first token alone, (N, 1, hidden).
+        """
+        keys, values = self.attention.self.keys_values(hidden_states, packing)
+        if first_only:
+            hidden_states = (hidden_states if packing is None else packing.unpack(hidden_states))[:, :1]
+            attention_mask, packing = None if attention_mask is None else attention_mask[:, :, :1], None
+        hidden_states = self.attention(hidden_states, keys, values, attention_mask, _at(draws, 1), packing)
         if image_keys is not None:
-            hidden_states = self.crossattention(hidden_states, image_keys, image_values, draws=_at(draws, 2))
-        return self.output(self.intermediate(hidden_states), hidden_states, _at(draws, 3))
+            hidden_states = self.crossattention(
+                hidden_states, image_keys, image_values, draws=_at(draws, 2), packing=packing
+            )
+        return self.output(self.intermediate(hidden_states), hidden_states, _packed(_at(draws, 3), packing))
 
     def image_keys_values(self, image_hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (B, heads, P, head_dim) of the cross-attention for image tokens (B, P, image_width)."""
@@ -171,12 +227,18 @@ def _at(draws: Draws | None, place: int) -> Draws | None:
     return None if draws is None else draws.at(place)
 
 
+def _packed(draws: Draws | None, packing: CCRkPacking | None) -> Draws | None:
+    """The same draws for the real tokens alone."""
+    return draws if draws is None or packing is None else draws.packed(packing.shape[1], packing.places)
+
+
 class CCRkTextEmbeddings(nn.Module):
     """Word, position and token type embeddings with their layer norm."""
 
     def __init__(self, config: PreTrainedConfig, position_offset: int):
         super().__init__()
         self.position_offset = position_offset
+        self.tied = None  # a `CCRkTiedWords` while a batch is also decoded with the word embeddings
         self.max_length = config.max_position_embeddings - position_offset
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)
@@ -197,7 +259,8 @@ class CCRkTextEmbeddings(nn.Module):
                 "pass truncation=True (and max_length=...) to the processor"
             )
         positions = torch.arange(length, device=input_ids.device) + self.position_offset
-        embeddings = self.word_embeddings(input_ids) + self.token_type_embeddings.weight[0]
+        look_up = self.word_embeddings if self.tied is None else self.tied.look_up
+        embeddings = look_up(input_ids) + self.token_type_embeddings.weight[0]
         embeddings = self.LayerNorm(embeddings + self.position_embeddings(positions))
         return dropout(embeddings, self.dropout, self.training, draws, 99)
 
@@ -222,9 +285,12 @@ class CCRkTextTower(nn.Module):
         mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
         )
+        packing = CCRkPacking.of(attention_mask)
+        if packing is not None:
+            hidden_states = packing.pack(hidden_states)
         for number, layer in enumerate(self.layer):
-            hidden_states = layer(hidden_states, mask, draws=_at(draws, number))
-        return hidden_states
+            hidden_states = layer(hidden_states, mask, draws=_at(draws, number), packing=packing)
+        return hidden_states if packing is None else packing.unpack(hidden_states)
 
 
 @dataclass
@@ -295,6 +361,7 @@ class CCRkFusionEncoder(nn.Module):
         states: CCRkImageStates,
         image_rows: torch.LongTensor | None = None,
         draws: Draws | None = None,
+        first_only: bool = False,
     ) -> torch.Tensor:
         """Fuses texts with images.
 
@@ -305,15 +372,27 @@ class CCRkFusionEncoder(nn.Module):
             image_rows: (N,) the image of each text; without it text i goes with image i. Rows are picked layer by
                 layer, so that no copy of all layers is ever held.
             draws: dropout by keys, one for each text.
+            first_only: the last layer computes the first token of each text alone, where that is all that is needed.
 
         Returns:
-            (N, L, hidden).
+            (N, L, hidden); with `first_only` (N, 1, hidden).
         """
         mask = create_bidirectional_mask(
             config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
         )
+        packing = CCRkPacking.of(attention_mask)
+        if packing is not None:
+            hidden_states = packing.pack(hidden_states)
+        # masks of other forms than (N, 1, L, L), as some attention implementations have them, cannot be cut
+        cut = first_only and (mask is None or (isinstance(mask, torch.Tensor) and mask.ndim == 4))
         for number, (layer, keys, values) in enumerate(zip(self.layer, states.keys, states.values, strict=True)):
             if image_rows is not None:
                 keys, values = keys[image_rows], values[image_rows]
-            hidden_states = layer(hidden_states, mask, keys, values, draws=_at(draws, 50 + number))
-        return hidden_states
+            last = cut and layer is self.layer[-1]
+            hidden_states = layer(
+                hidden_states, mask, keys, values, draws=_at(draws, 50 + number), packing=packing, first_only=last
+            )
+        if cut:
+            return hidden_states
+        hidden_states = hidden_states if packing is None else packing.unpack(hidden_states)
+        return hidden_states[:, :1] if first_only else hidden_states

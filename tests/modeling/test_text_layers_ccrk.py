@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ccrk.text_layers_ccrk import CCRkFusionEncoder, CCRkImageStates, CCRkTextTower, eager_attention
+from ccrk.text_layers_ccrk import CCRkFusionEncoder, CCRkImageStates, CCRkPacking, CCRkTextTower, eager_attention
 
 
 @pytest.fixture
@@ -106,3 +106,91 @@ def test_normalised_images_have_no_scale(text_config):
     by_hand = (images - images.mean(-1, keepdim=True)) / images.var(-1, correction=0, keepdim=True).add(1e-5).sqrt()
     torch.testing.assert_close(states.keys[1], plain.image_states(by_hand).keys[1])
     assert not torch.allclose(plain.image_states(images).keys[0], states.keys[0], atol=1e-2)
+
+
+# --- fast paths against their plain forms -------------------------------------------------------------------------
+
+MASK = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [1, 1, 0, 0, 0, 0]])
+
+
+def plain(monkeypatch) -> None:
+    """From here on every token is computed, padding too."""
+    monkeypatch.setattr(CCRkPacking, "of", classmethod(lambda cls, mask: None))
+
+
+def outcome(function, modules) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """What a function gives, and the gradients of a weighted sum of it."""
+    for module in modules:
+        module.zero_grad()
+    output = function()
+    (output * torch.randn(output.shape, generator=torch.Generator().manual_seed(3))).sum().backward()
+    return output.detach(), {
+        f"{place}.{name}": parameter.grad
+        for place, module in enumerate(modules)
+        for name, parameter in module.named_parameters()
+        if parameter.grad is not None
+    }
+
+
+def assert_same(ours, theirs) -> None:
+    torch.testing.assert_close(ours[0], theirs[0], atol=1e-5, rtol=1e-5)
+    assert ours[1].keys() == theirs[1].keys() and len(ours[1]) > 20
+    for name, gradient in theirs[1].items():
+        torch.testing.assert_close(ours[1][name], gradient, atol=2e-5, rtol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_packing_there_and_back():
+    packing = CCRkPacking.of(MASK)
+    states = torch.arange(36.0).view(3, 6, 2)
+    packed = packing.pack(states)
+    torch.testing.assert_close(packed, torch.cat([states[0, :4], states[1], states[2, :2]]))
+    torch.testing.assert_close(packing.unpack(packed), states * MASK[..., None])
+    assert CCRkPacking.of(None) is None and CCRkPacking.of(torch.ones(2, 3)) is None
+    assert CCRkPacking.of(torch.zeros(2, 3)) is None
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_padding_is_not_computed_and_changes_nothing(text_config, monkeypatch, attention, checkpointing):
+    torch.manual_seed(0)
+    text_config._attn_implementation = attention
+    text_config.hidden_dropout_prob = text_config.attention_probs_dropout_prob = 0.0
+    tower, fusion = CCRkTextTower(text_config, 2, 0).train(), CCRkFusionEncoder(text_config, 2, 5).train()
+    for layer in [*tower.layer, *fusion.layer]:
+        layer.gradient_checkpointing = checkpointing
+        layer._gradient_checkpointing_func = lambda f, *a: torch.utils.checkpoint.checkpoint(
+            f, *a, use_reentrant=False
+        )
+    ids, images, rows = torch.randint(3, 40, MASK.shape), torch.randn(2, 4, 5), torch.tensor([1, 0, 1])
+    widths = []
+    tower.layer[1].intermediate.register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[:-1]))
+
+    def run():
+        states = fusion.image_states(images)
+        return fusion(tower(ids, MASK), MASK, states, rows) * MASK[..., None]
+
+    fast = outcome(run, (tower, fusion))
+    assert set(widths) == {(12,)}
+    plain(monkeypatch)
+    assert_same(fast, outcome(run, (tower, fusion)))
+    assert widths[-1] == (3, 6)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("mask", [MASK, None])
+def test_the_first_token_alone(text_config, monkeypatch, attention, mask):
+    torch.manual_seed(0)
+    text_config._attn_implementation = attention
+    fusion = CCRkFusionEncoder(text_config, 2, 5).eval()
+    hidden, images, rows = torch.randn(3, 6, 16), torch.randn(2, 4, 5), torch.tensor([1, 0, 1])
+    widths = []
+    fusion.layer[1].intermediate.register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[1]))
+
+    def run(first_only=False):
+        return fusion(hidden, mask, fusion.image_states(images), rows, first_only=first_only)[:, :1]
+
+    fast = outcome(lambda: run(first_only=True), (fusion,))
+    assert widths == [1]
+    plain(monkeypatch)
+    assert_same(fast, outcome(run, (fusion,)))
+    assert widths == [1, 6]
