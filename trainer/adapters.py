@@ -137,9 +137,7 @@ def add_adapters(
             raise ValueError(f"{name} is '{value}'; it is one of {', '.join(allowed)}")
     targets = adapted_layers(model, kind, crossattention)
     if not targets:
-        raise ValueError(
-            f"lora='{kind}' finds no linear layer to adapt: both towers and the fusion encoder are frozen"
-        )
+        raise ValueError(f"lora='{kind}' finds no layer to adapt: both towers and the fusion encoder are frozen")
     for part in ("vision_model", "text_model", "fusion_model"):
         learns = any(parameter.requires_grad for parameter in getattr(model.retriever, part).parameters())
         if learns and not any(part in name for name in targets):

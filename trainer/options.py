@@ -430,3 +430,25 @@ def checked(options: TrainOptions) -> TrainOptions:
     if (options.best_metric or options.early_stopping) and options.eval_steps is None:
         raise ValueError("--best-metric and --early-stopping need to know when to evaluate: --eval-steps epoch")
     return options
+
+
+def option_table(group: str) -> str:
+    """The options of a group as a table of docs/training.md."""
+    lines = ["| option | default | meaning |", "| --- | --- | --- |"]
+    for name, one in FIELDS.items():
+        meta, default = one.metadata, default_of(name)
+        if meta["group"] != group:
+            continue
+        names = [flag(name), *meta.get("flags", ())]
+        if meta["kind"] == "switch":
+            names += [each.replace("--", "--no-", 1) for each in names]
+        shown = {None: "", True: "yes", False: "no", "": ""}.get(
+            default if not isinstance(default, (list, dict)) else ""
+        )
+        if isinstance(default, list):
+            shown = " ".join(f"{part:g}" for part in default)
+        elif shown is None or (isinstance(default, (int, float)) and not isinstance(default, bool)):
+            shown = f"{default:g}" if isinstance(default, float) else str(default)
+        meaning = meta["help"] + (f" ({', '.join(meta['choices'])})" if meta.get("choices") else "")
+        lines.append(f"| {', '.join(f'`{each}`' for each in names)} | {shown} | {meaning} |")
+    return "\n".join(lines)

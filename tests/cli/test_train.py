@@ -18,7 +18,7 @@ from transformers import AutoModel, pipeline
 
 from ccrk import CCRkModel, CCRkRetrievalPipeline
 from ccrk.cli.main import build_parser, main
-from ccrk.trainer.options import FIELDS
+from ccrk.trainer.options import FIELDS, GROUPS, option_table
 
 spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent.parent / "pipelines" / "tiny.py")
 tiny = importlib.util.module_from_spec(spec)
@@ -154,6 +154,12 @@ def test_help_and_list_of_recipes(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("pretrain-3m-10 ") for line in lines)
     assert all(len(line.split(None, 1)) == 2 for line in lines)
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_page_has_the_table_of_options(group, checkout):
+    missing = f"docs/training.md: the table of '{group}' is not what option_table('{group}') gives"
+    assert option_table(group) in (checkout / "docs" / "training.md").read_text(encoding="utf-8"), missing
 
 
 def test_two_processes_take_the_steps_of_one(place):
