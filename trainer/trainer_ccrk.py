@@ -467,8 +467,8 @@ class CCRkTrainer(SafeCheckpoints, Trainer):
                 self._partial_losses[f"loss_{name}"].append(value.detach())
         # all processes stop together, or the others would wait for this one
         if self.exchange.largest((~torch.isfinite(loss.detach())).float()):
-            found = {name: float(value.detach()) for name, value in parts.items() if not torch.isfinite(value)}
-            self._stop(f"the loss is {float(loss)}" + (f" ({found})" if found else ""), torch.isfinite(loss))
+            found = {name: value.item() for name, value in parts.items() if not torch.isfinite(value)}
+            self._stop(f"the loss is {loss.item()}" + (f" ({found})" if found else ""), torch.isfinite(loss))
 
     def _get_grad_norm(self, model, grad_norm=None):
         """The norm of the gradient; one that is not finite would spoil all weights, and checkpoints after that."""

@@ -181,7 +181,6 @@ def test_one_language_long_captions_and_tiny_images(tmp_path, processor):
         ([{"language": None, "text": "a"}], {"caption without language": 1, "image without captions": 1}, "language"),
         ([{"language": "en", "text": None}], {"caption empty": 1, "image without captions": 1}, "a caption of image"),
         ([{"language": "en", "text": 3.5}], {"caption empty": 1, "image without captions": 1}, "a caption of image"),
-        ([{"language": "en", "text": "\u200b\n"}], {}, ""),
     ],
 )
 def test_captions_of_the_wrong_form(tmp_path, processor, captions, counted, message):
@@ -189,9 +188,6 @@ def test_captions_of_the_wrong_form(tmp_path, processor, captions, counted, mess
     rows[5]["captions"] = captions
     trainer = trainer_of(tmp_path, processor, rows)
     trainer.train()
-    if not counted:  # whatever the processor makes of it, it is either used or counted
-        assert trainer.skipped.total in (0, 2)
-        return
     assert dict(trainer.skipped) == counted
     with pytest.raises(ValueError, match=message):
         trainer_of(tmp_path, processor, rows, on_broken="raise").train()
@@ -324,7 +320,9 @@ def test_what_is_broken_is_not_trained_on_from_the_cache(tmp_path, processor, ki
         trained.append(load_file(tmp_path / str(cached) / "checkpoint-6" / "model.safetensors"))
     for name, value in trained[0].items():
         assert torch.allclose(value, trained[1][name], atol=1e-4, rtol=1e-3), name
-    with pytest.raises(ValueError, match="image 'photo1': |cannot be|is empty"):
+    with pytest.raises(
+        ValueError, match={"list": "caption of image 'photo8' is empty", "datasets": "image 'photo1':"}[kind]
+    ):
         trainer_of(
             tmp_path / "raise", processor, rows, freeze="towers", cache_features=True, on_broken="raise"
         ).train()
