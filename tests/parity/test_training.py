@@ -142,9 +142,7 @@ def trained_rows(reference, ext: dict[str, torch.Tensor], out: Path, optimizer: 
     )
     trainer.train()
     groups = trainer.optimizer.param_groups
-    order = {
-        key: place for place, key in enumerate((decay, new) for new in (False, True) for decay in (True, False))
-    }
+    order = {key: place for place, key in enumerate((decay, new) for new in (False, True) for decay in (True, False))}
     names = {id(parameter): name for name, parameter in trainer.model.named_parameters()}
     columns = [order[group["weight_decay"] > 0, is_new(names[id(group["params"][0])])] for group in groups]
     rates = torch.tensor(callback.rates, dtype=torch.float64)[:, torch.tensor(columns).argsort()]

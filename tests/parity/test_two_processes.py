@@ -55,7 +55,10 @@ def of_reference(reference, tmp_path_factory):
 @pytest.fixture(scope="module")
 def random_features() -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(1)
-    made = {"image_feat": torch.randn(6, 12, generator=generator), "text_feat": torch.randn(24, 12, generator=generator)}
+    made = {
+        "image_feat": torch.randn(6, 12, generator=generator),
+        "text_feat": torch.randn(24, 12, generator=generator),
+    }
     return {name: torch.nn.functional.normalize(rows) for name, rows in made.items()} | {"temp": torch.tensor(0.07)}
 
 

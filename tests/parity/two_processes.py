@@ -1,6 +1,6 @@
 """Contrastive losses and gradients of features in two processes: the authors' way, and ours.
 
-`torchrun --nproc_per_node 2 two_processes.py IN OUT`: IN is a file with `image_feat (B, D)`, `text_feat (B * K, D)` and
+`torchrun --nproc_per_node 2 two_processes.py IN OUT`: IN is a file with `image_feat (B, D)`, `text_feat (BK, D)` and
 `temp`, split in rank order; each process writes OUT/rank{r}.safetensors.
 """
 
