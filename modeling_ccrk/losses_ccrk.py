@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .tiles_ccrk import tiled_log_sum_exp, tiled_softplus_sum
+from .tiles_ccrk import pair_dots, tiled_log_sum_exp, tiled_softplus_sum
 
 CONTRASTIVE_VARIANTS = ("official", "balanced", "one-to-one", "sigmoid")
 
@@ -365,18 +365,21 @@ def _softmax_share(images, texts, scale, layout, pairs, guidance, tiled) -> torc
     else:
         rows, _ = _log_sum_exps(own_images, texts, scale, False, tiled)
         columns, _ = _log_sum_exps(own_texts, images, scale, False, tiled)
-    total = images.new_zeros(())
-    mine = layout.owned(pairs.image, "images")
-    total = total + _terms(images, texts, scale, pairs, mine, rows, pairs.image - layout.images[0], pairs.image_weight)
-    mine = layout.owned(pairs.text, "texts")
-    places = pairs.text - layout.texts[0]
+    of_images, of_texts = layout.owned(pairs.image, "images"), layout.owned(pairs.text, "texts")
+    kept = (of_images | of_texts).nonzero().flatten()
+    logits = pair_dots(images, texts, pairs.image[kept], pairs.text[kept]) * scale
+    own = of_images[kept], of_texts[kept]
+    of_images, of_texts = kept[own[0]], kept[own[1]]  # pairs whose row, and whose column, is this process's own
+    log_sums = rows[pairs.image[of_images] - layout.images[0]]
+    total = _terms(pairs.image_weight[of_images], log_sums, logits[own[0]])
+    log_sums, logits = columns[pairs.text[of_texts] - layout.texts[0]], logits[own[1]]
+    weight = pairs.text_weight[of_texts]
     if guidance and layout.guides is not None:
-        guided = layout.guides[pairs.text] >= 0
-        total = total + guidance * _guided_terms(images, texts, scale, layout, pairs, mine & guided, columns, places)
-        weight = torch.where(guided, (1 - guidance) * pairs.text_weight, pairs.text_weight)
-    else:
-        weight = pairs.text_weight
-    return (total + _terms(images, texts, scale, pairs, mine, columns, places, weight)) / 2
+        guided = layout.guides[pairs.text[of_texts]] >= 0
+        expected = _guided_logits(images, texts, scale, layout, pairs.text[of_texts[guided]])
+        total = total + guidance * _terms(weight[guided], log_sums[guided], expected)
+        weight = torch.where(guided, (1 - guidance) * weight, weight)
+    return (total + _terms(weight, log_sums, logits)) / 2
 
 
 def _log_sum_exps(a, b, scale, columns, tiled):
@@ -386,20 +389,17 @@ def _log_sum_exps(a, b, scale, columns, tiled):
     return logits.logsumexp(1), logits.logsumexp(0) if columns else None
 
 
-def _terms(images, texts, scale, pairs, chosen, log_sums, places, weights) -> torch.Tensor:
-    """Sum over the chosen pairs of weight * (log-sum-exp - logit)."""
-    logits = (images[pairs.image[chosen]] * texts[pairs.text[chosen]]).sum(1) * scale
-    return (weights[chosen].to(logits.dtype) * (log_sums[places[chosen]] - logits)).sum()
+def _terms(weights, log_sums, logits) -> torch.Tensor:
+    """Sum over pairs of weight * (log-sum-exp - logit)."""
+    return (weights.to(logits.dtype) * (log_sums - logits)).sum()
 
 
-def _guided_terms(images, texts, scale, layout, pairs, chosen, columns, places) -> torch.Tensor:
-    """As `_terms`, with the mean logit under the guide's distribution in the place of the positive's logit."""
-    rows, back = torch.unique(layout.guides[pairs.text[chosen]], return_inverse=True)
+def _guided_logits(images, texts, scale, layout, chosen) -> torch.Tensor:
+    """For chosen texts the mean logit under their guide's distribution, in the place of the positive's logit."""
+    rows, back = torch.unique(layout.guides[chosen], return_inverse=True)
     with torch.no_grad():
         shares = (texts[rows] * scale @ images.t()).softmax(1)
-    expected = (texts[pairs.text[chosen]] * (shares @ images)[back]).sum(1) * scale
-    weights = pairs.text_weight[chosen].to(expected.dtype)
-    return (weights * (columns[places[chosen]] - expected)).sum()
+    return pair_dots(texts, shares @ images, chosen, back) * scale
 
 
 def _sigmoid_share(images, texts, scale, bias, layout, tiled) -> torch.Tensor:
@@ -412,7 +412,7 @@ def _sigmoid_share(images, texts, scale, bias, layout, tiled) -> torch.Tensor:
     pair_images, pair_texts = positive_pairs(layout.image_index, layout.num_images, layout.image_ids)
     mine = layout.owned(pair_images, "images")
     pair_images, pair_texts = pair_images[mine], pair_texts[mine]
-    logits = (images[pair_images] * texts[pair_texts]).sum(1) * scale + bias
+    logits = pair_dots(images, texts, pair_images, pair_texts) * scale + bias
     return total - (weights[pair_texts] * logits).sum()
 
 

@@ -9,8 +9,12 @@ from __future__ import annotations
 import torch
 
 TILE = (512, 4096)  # rows and columns; 8 MiB in float32
+PAIRS = 4096  # pairs of rows multiplied at once
 # Exponentials of s - bound serve rows and columns alike while none of them can vanish in float32.
 _LARGEST_SPREAD = 80.0
+# They serve a tile in which every row's and column's largest lies within this of the shift: what vanishes beside the
+# largest of a row is then smaller by a factor of e^-27 at least.
+_TILE_SPREAD = 60.0
 
 
 def _tiles(rows: int, columns: int, tile: tuple[int, int]):
@@ -33,26 +37,11 @@ class _LogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, a, b, scale, columns: bool, tile):
         bound = _bound(a, b, scale)
-        rows_lse = a.new_full((len(a),), -torch.inf)
-        columns_lse = b.new_full((len(b),), -torch.inf) if columns else b.new_empty(0)
         scaled = a * scale
-        if bound is not None:
-            row_sums, column_sums = a.new_zeros(len(a)), b.new_zeros(len(b))
-            for i, j in _tiles(len(a), len(b), tile):
-                values = torch.addmm(a.new_tensor(-bound), scaled[i], b[j].t()).exp_()
-                row_sums[i] += values.sum(1)
-                if columns:
-                    column_sums[j] += values.sum(0)
-            rows_lse = row_sums.log_().add_(bound)
-            columns_lse = column_sums.log_().add_(bound) if columns else columns_lse
-        else:
-            for i, j in _tiles(len(a), len(b), tile):
-                values = scaled[i] @ b[j].t()
-                rows_lse[i] = torch.logaddexp(rows_lse[i], values.logsumexp(1))
-                if columns:
-                    columns_lse[j] = torch.logaddexp(columns_lse[j], values.logsumexp(0))
+        sums = _bounded_sums if bound is not None else _unbounded_sums
+        rows_lse, columns_lse = sums(scaled, b, columns, tile, bound)
         ctx.save_for_backward(a, b, scale, rows_lse, columns_lse)
-        ctx.columns, ctx.tile, ctx.bound = columns, tile, bound
+        ctx.columns, ctx.tile = columns, tile
         return rows_lse, columns_lse
 
     @staticmethod
@@ -60,23 +49,84 @@ class _LogSumExp(torch.autograd.Function):
         a, b, scale, rows_lse, columns_lse = ctx.saved_tensors
         scaled = a * scale
         a_grad, b_grad = torch.zeros_like(a), torch.zeros_like(b)
-        if ctx.bound is not None:
-            row_factor = row_grad * torch.exp(ctx.bound - rows_lse)
-            column_factor = column_grad * torch.exp(ctx.bound - columns_lse) if ctx.columns else None
+        of_rows = _extremes(rows_lse, ctx.tile[0])
+        of_columns = _extremes(columns_lse, ctx.tile[1]) if ctx.columns else None
         for i, j in _tiles(len(a), len(b), ctx.tile):
-            if ctx.bound is not None:
-                values = torch.addmm(a.new_tensor(-ctx.bound), scaled[i], b[j].t()).exp_()
-                factor = row_factor[i, None] if column_factor is None else row_factor[i, None] + column_factor[None, j]
-                values.mul_(factor)
+            if of_columns is None:
+                values = torch.addmm(-rows_lse[i, None], scaled[i], b[j].t()).exp_().mul_(row_grad[i, None])
             else:
-                logits = scaled[i] @ b[j].t()
-                values = (logits - rows_lse[i, None]).exp_().mul_(row_grad[i, None])
-                if ctx.columns:
-                    values.addcmul_((logits - columns_lse[None, j]).exp_(), column_grad[None, j].expand_as(logits))
+                extremes = of_rows[i.start // ctx.tile[0]], of_columns[j.start // ctx.tile[1]]
+                parts = (rows_lse[i], row_grad[i]), (columns_lse[j], column_grad[j])
+                values = _weighted_shares(scaled[i], b[j], *parts, *extremes)
             a_grad[i].addmm_(values, b[j])
             b_grad[j].addmm_(values.t(), scaled[i])
         scale_grad = (a * a_grad).sum()
-        return a_grad * scale, b_grad, scale_grad, None, None
+        return a_grad.mul_(scale), b_grad, scale_grad, None, None
+
+
+def _bounded_sums(scaled, b, columns: bool, tile, bound: float):
+    """Log-sum-exps where |s| is at most `bound`: one exponential serves the row and the column."""
+    row_sums, column_sums = scaled.new_zeros(len(scaled)), b.new_zeros(len(b) if columns else 0)
+    shift = scaled.new_tensor(-bound)
+    for i, j in _tiles(len(scaled), len(b), tile):
+        values = torch.addmm(shift, scaled[i], b[j].t()).exp_()
+        row_sums[i] += values.sum(1)
+        if columns:
+            column_sums[j] += values.sum(0)
+    return row_sums.log_().add_(bound), column_sums.log_().add_(bound)
+
+
+def _unbounded_sums(scaled, b, columns: bool, tile, bound=None):
+    """Log-sum-exps of anything: a tile whose rows and columns differ too much in size takes two exponentials."""
+    rows_lse = scaled.new_full((len(scaled),), -torch.inf)
+    columns_lse = b.new_full((len(b) if columns else 0,), -torch.inf)
+    for i, j in _tiles(len(scaled), len(b), tile):
+        values = scaled[i] @ b[j].t()
+        if not columns:
+            rows_lse[i] = torch.logaddexp(rows_lse[i], values.logsumexp(1))
+            continue
+        row_tops, column_tops = values.amax(1), values.amax(0)
+        top, low, lowest = torch.stack([row_tops.max(), row_tops.min(), column_tops.min()]).tolist()
+        if top - min(low, lowest) <= _TILE_SPREAD:
+            values.sub_(top).exp_()
+            of_rows, of_columns = values.sum(1).log_().add_(top), values.sum(0).log_().add_(top)
+        else:
+            of_rows = (values - row_tops[:, None]).exp_().sum(1).log_().add_(row_tops)
+            of_columns = values.sub_(column_tops).exp_().sum(0).log_().add_(column_tops)
+        rows_lse[i] = torch.logaddexp(rows_lse[i], of_rows)
+        columns_lse[j] = torch.logaddexp(columns_lse[j], of_columns)
+    return rows_lse, columns_lse
+
+
+def _extremes(values: torch.Tensor, size: int) -> list[tuple[float, float]]:
+    """Smallest and largest value of each block of `size`."""
+    if not len(values):
+        return []
+    return [
+        tuple(pair) for pair in torch.stack([torch.stack(block.aminmax()) for block in values.split(size)]).tolist()
+    ]
+
+
+def _weighted_shares(a, b, rows, columns, of_rows, of_columns) -> torch.Tensor:
+    """The gradient of a tile: each row's softmax times its gradient, and each column's.
+
+    Args:
+        a: (m, D), scaled.
+        b: (n, D).
+        rows: log-sum-exps (m,) and their gradients (m,).
+        columns: the same (n,).
+        of_rows: smallest and largest of the rows' log-sum-exps.
+        of_columns: of the columns'.
+    """
+    (rows_lse, row_grad), (columns_lse, column_grad) = rows, columns
+    shift = min(of_rows[1], of_columns[1])  # no s in the tile is larger
+    if shift - min(of_rows[0], of_columns[0]) <= _TILE_SPREAD:
+        factors = row_grad * torch.exp(shift - rows_lse), column_grad * torch.exp(shift - columns_lse)
+        values = torch.addmm(a.new_tensor(-shift), a, b.t()).exp_()
+        return values.mul_(factors[0][:, None] + factors[1])
+    logits = a @ b.t()
+    values = (logits - rows_lse[:, None]).exp_().mul_(row_grad[:, None])
+    return values.addcmul_(logits.sub_(columns_lse).exp_(), column_grad.expand_as(logits))
 
 
 def tiled_log_sum_exp(
@@ -98,31 +148,32 @@ def tiled_log_sum_exp(
 
 
 class _SoftplusSum(torch.autograd.Function):
-    """Sum over all i, j of weight_j * softplus(s_ij + bias)."""
+    """Sum over all i, j of weight_j * softplus(s_ij + bias).
+
+    Of a single number the gradient is known but for a factor, so the forward pass computes it from the tiles it has.
+    """
 
     @staticmethod
     def forward(ctx, a, b, scale, bias, weights, tile):
-        total = a.new_zeros(())
-        scaled = a * scale
+        total, scaled = a.new_zeros(()), a * scale
+        learns = any(ctx.needs_input_grad)
+        a_grad, b_grad = (torch.zeros_like(t) if learns else t.new_zeros(()) for t in (a, b))
+        bias_grad = torch.zeros_like(bias)
         for i, j in _tiles(len(a), len(b), tile):
-            values = torch.nn.functional.softplus(torch.addmm(bias, scaled[i], b[j].t()))
-            total += values.sum(0) @ weights[j]
-        ctx.save_for_backward(a, b, scale, bias, weights)
-        ctx.tile = tile
+            values = torch.addmm(bias, scaled[i], b[j].t())
+            total += torch.nn.functional.softplus(values).sum(0) @ weights[j]
+            if learns:
+                values.sigmoid_().mul_(weights[j])
+                bias_grad += values.sum()
+                a_grad[i].addmm_(values, b[j])
+                b_grad[j].addmm_(values.t(), scaled[i])
+        scale_grad = (a * a_grad).sum()
+        ctx.save_for_backward(a_grad.mul_(scale), b_grad, scale_grad, bias_grad)
         return total
 
     @staticmethod
     def backward(ctx, grad):
-        a, b, scale, bias, weights = ctx.saved_tensors
-        scaled = a * scale
-        a_grad, b_grad, bias_grad = torch.zeros_like(a), torch.zeros_like(b), torch.zeros_like(bias)
-        for i, j in _tiles(len(a), len(b), ctx.tile):
-            values = torch.addmm(bias, scaled[i], b[j].t()).sigmoid_().mul_(weights[None, j])
-            bias_grad += values.sum()
-            a_grad[i].addmm_(values, b[j])
-            b_grad[j].addmm_(values.t(), scaled[i])
-        scale_grad = (a * a_grad).sum()
-        return a_grad * scale * grad, b_grad * grad, scale_grad * grad, bias_grad * grad, None, None
+        return *(found * grad for found in ctx.saved_tensors), None, None
 
 
 def tiled_softplus_sum(
@@ -147,4 +198,38 @@ def tiled_softplus_sum(
     return _SoftplusSum.apply(a, b, scale, bias, weights, tile)
 
 
-__all__ = ["TILE", "tiled_log_sum_exp", "tiled_softplus_sum"]
+class _PairDots(torch.autograd.Function):
+    """Products of pairs of rows, a few thousand at a time."""
+
+    @staticmethod
+    def forward(ctx, a, b, rows, columns):
+        ctx.save_for_backward(a, b, rows, columns)
+        parts = zip(rows.split(PAIRS), columns.split(PAIRS), strict=True)
+        return torch.cat([(a[i] * b[j]).sum(1) for i, j in parts])
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, b, rows, columns = ctx.saved_tensors
+        a_grad, b_grad = torch.zeros_like(a), torch.zeros_like(b)
+        for g, i, j in zip(grad.split(PAIRS), rows.split(PAIRS), columns.split(PAIRS), strict=True):
+            a_grad.index_add_(0, i, b[j].mul_(g[:, None]))
+            b_grad.index_add_(0, j, a[i].mul_(g[:, None]))
+        return a_grad, b_grad, None, None
+
+
+def pair_dots(a: torch.Tensor, b: torch.Tensor, rows: torch.LongTensor, columns: torch.LongTensor) -> torch.Tensor:
+    """Dot products of rows of a and b, pair by pair, with no copy of all the rows for the backward pass.
+
+    Args:
+        a: (M, D).
+        b: (N, D).
+        rows: (P,) rows of a.
+        columns: (P,) rows of b.
+
+    Returns:
+        (P,), differentiable in both.
+    """
+    return _PairDots.apply(a, b, rows, columns)
+
+
+__all__ = ["TILE", "pair_dots", "tiled_log_sum_exp", "tiled_softplus_sum"]

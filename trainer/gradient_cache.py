@@ -4,6 +4,9 @@ Towers run over the batch in pieces without keeping anything but their output; l
 matching and masked-language losses again in pieces; then each piece runs once more, now with the gradient of the
 losses with respect to its output. It costs one more forward pass of the towers.
 
+Of hidden states only those rows stay that pairs need, and of their gradients only those that pairs reach; a tower that
+does not learn runs once.
+
 Dropout is the same in both passes: keyed draws repeat themselves (see `draws_ccrk`), and for whatever else draws from
 the global generators (adapters, say) their state is kept with each piece.
 """
@@ -30,6 +33,7 @@ from ccrk.objectives_ccrk import (
     pair_tables,
     sampling_rules,
 )
+from ccrk.sampling_ccrk import MatchingPairs
 from ccrk.text_layers_ccrk import trim_padding
 
 
@@ -41,6 +45,36 @@ class _Piece:
     texts: torch.LongTensor
     random_state: torch.Tensor | None = None
     device_state: torch.Tensor | None = None
+
+
+class _Rows:
+    """Rows of a table that pairs need, some at a time, and the gradients that they collect.
+
+    Args:
+        table: (R, ...) hidden states.
+        rows: those that some pair needs, in any order and repeatedly.
+    """
+
+    def __init__(self, table: torch.Tensor, rows: torch.LongTensor):
+        self.table, self.rows = table, torch.unique(rows)
+        learns = table.requires_grad
+        self.grad = table.new_zeros((len(self.rows), *table.shape[1:])) if learns else None
+
+    def take(self, rows: torch.LongTensor) -> tuple[torch.Tensor, torch.LongTensor]:
+        """Some of the rows as a leaf, and what they are."""
+        rows = torch.unique(rows)
+        return self.table.detach()[rows].requires_grad_(self.grad is not None), rows
+
+    def collect(self, rows: torch.LongTensor, leaf: torch.Tensor) -> None:
+        """Takes the gradient of what `take` has given."""
+        if leaf.grad is not None:
+            self.grad.index_add_(0, torch.searchsorted(self.rows, rows), leaf.grad)
+
+    def whole(self) -> torch.Tensor:
+        """The gradient of the whole table."""
+        if len(self.rows) == len(self.table):
+            return self.grad
+        return torch.zeros_like(self.table).index_copy_(0, self.rows, self.grad)
 
 
 class CachedStep:
@@ -83,6 +117,10 @@ class CachedStep:
             raise ValueError(f"a batch needs images and texts, but this one has {', '.join(sorted(batch))}")
         self.image_index = check_image_index(batch.get("image_index"), len(self.images), len(self.texts))
         self.stand_in = bool(batch.get("stand_in"))
+        self.learns = {
+            "images": _learns(self.retriever.vision_model) and batch.get("image_hidden_states") is None,
+            "texts": _learns(self.retriever.text_model) and batch.get("text_hidden_states") is None,
+        }
         self.losses: dict[str, torch.Tensor] = {}
 
     def run(self, scale: float = 1.0) -> dict[str, torch.Tensor]:
@@ -130,21 +168,30 @@ class CachedStep:
             chosen = (self.image_index >= images.start) & (self.image_index < images.stop)
             yield _Piece(images, chosen.nonzero().flatten())
 
-    def _features(self, piece: _Piece, step: StepBatch):
-        """Both towers' output for a piece: image states and embeddings, text states and embeddings."""
+    def _features(self, piece: _Piece, step: StepBatch, kept: dict[str, torch.Tensor | None] | None = None):
+        """Both towers' output for a piece: image states and embeddings, text states and embeddings.
+
+        Args:
+            piece: of the batch.
+            step: of the batch.
+            kept: states of `images` and `texts` in place of towers that do not learn.
+        """
         batch, of_images, of_texts = self.batch, None, None
+        kept = {name: states for name, states in (kept or {}).items() if states is not None}
+        image_states = kept.get("images", batch.get("image_hidden_states"))
+        text_states = kept.get("texts", batch.get("text_hidden_states"))
         if not self.stand_in:
             of_images, of_texts = step.image_draws(), step.text_draws()
         with self.autocast():
             image = self.retriever.get_image_features(
                 _rows(batch.get("pixel_values"), piece.images),
-                _rows(batch.get("image_hidden_states"), piece.images),
+                _rows(image_states, piece.images),
                 _draws(of_images, piece.images),
             )
             if not len(piece.texts):
                 return image.last_hidden_state, image.pooler_output, None, None
             mask = _rows(batch.get("attention_mask"), piece.texts)
-            inputs = (_rows(batch.get(name), piece.texts) for name in ("input_ids", "text_hidden_states"))
+            inputs = (_rows(tensor, piece.texts) for tensor in (batch.get("input_ids"), text_states))
             trimmed = [value if value is None else trim_padding(value, mask)[0] for value in inputs]
             if mask is not None:
                 mask = trim_padding(mask, mask)[0]
@@ -154,60 +201,84 @@ class CachedStep:
     @torch.no_grad()
     def _encode(self, step: StepBatch, pieces: list[_Piece]) -> None:
         """First pass: outputs of the whole batch as leaves whose gradients will be collected."""
-        length, found = self.texts.shape[1], []
-        for piece in pieces:
+        texts = None
+        for number, piece in enumerate(pieces):
             piece.random_state = torch.get_rng_state()
             if self.images.is_cuda:
                 piece.device_state = torch.cuda.get_rng_state(self.images.device)
-            found.append(self._features(piece, step))
-        self.image_states, self.image_embeds = (_leaf(torch.cat([part[i] for part in found])) for i in (0, 1))
-        with_texts = [(piece, part) for piece, part in zip(pieces, found, strict=True) if part[2] is not None]
-        states, embeds = with_texts[0][1][2], with_texts[0][1][3]
-        self.text_states = states.new_zeros((len(self.texts), length, states.shape[-1]))
-        self.text_embeds = embeds.new_zeros((len(self.texts), embeds.shape[-1]))
-        for piece, (_, _, states, embeds) in with_texts:
-            self.text_states[piece.texts, : states.shape[1]] = states
-            self.text_embeds[piece.texts] = embeds
-        _leaf(self.text_states), _leaf(self.text_embeds)
+            found = self._features(piece, step)
+            if not number:
+                self.image_states, self.image_embeds = (_room(len(self.images), part) for part in found[:2])
+            self.image_states[piece.images], self.image_embeds[piece.images] = found[:2]
+            if found[2] is None:
+                continue
+            if texts is None:
+                texts = found[2].new_zeros((len(self.texts), self.texts.shape[1], found[2].shape[-1]))
+                self.text_states, self.text_embeds = texts, _room(len(self.texts), found[3])
+            texts[piece.texts, : found[2].shape[1]] = found[2]
+            self.text_embeds[piece.texts] = found[3]
+        self.image_states.requires_grad_(self.learns["images"])
+        self.text_states.requires_grad_(self.learns["texts"])
+        self.text_rows = None  # of the texts whose states are kept; all of them
+        _leaf(self.image_embeds), _leaf(self.text_embeds)
 
     def _leave_nothing(self) -> None:
         """This process has no batch: its features are there for their shape alone."""
         for name in ("image_states", "image_embeds", "text_states", "text_embeds"):
-            setattr(self, name, _leaf(getattr(self, name).detach()[:0]))
+            tensor = getattr(self, name)
+            setattr(self, name, tensor.detach()[:0].requires_grad_(tensor.requires_grad))
 
-    def _match(self, step: StepBatch, pairs, labels, scale: float) -> None:
+    def _match(self, step: StepBatch, pairs: MatchingPairs, labels, scale: float) -> None:
         """Losses through the fusion encoder, some images at a time; gradients go to the first pass's output."""
         config, batch = self.model.config, self.batch
-        tables = pair_tables(self.image_states, self.text_states, batch.get("attention_mask"), pairs, step)
+        tables = self._tables(pairs, step)
         total = None if labels is None else count_masked(labels, pairs, step)
-        leaves = PairTables(
-            _leaf(tables.images.detach()),
-            tables.image_place,
-            _leaf(tables.texts.detach()),
-            tables.text_mask,
-            tables.text_place,
-        )
+        images = _Rows(tables.images, tables.image_place[torch.cat([pairs.image, pairs.negative_image])])
+        texts = _Rows(tables.texts, tables.text_place[torch.cat([pairs.positive_text, pairs.negative_text])])
         weights = {"matching": config.matching_weight, "mlm": config.mlm_weight}
         for start in range(0, max(1, len(pairs)), self.mini_batch_size):
             part = pairs.part(start, start + self.mini_batch_size)
+            few, of_images, of_texts = _part_tables(tables, images, texts, part)
             with self.autocast():
-                losses = pair_losses(self.model, leaves, part, step, batch.get("masked_input_ids"), labels, total)
+                losses = pair_losses(self.model, few, part, step, batch.get("masked_input_ids"), labels, total)
             sum(weights[name] * scale * loss for name, loss in losses.items()).backward()
+            images.collect(of_images, few.images)
+            texts.collect(of_texts, few.texts)
             for name, loss in losses.items():
                 self.losses[name] = self.losses.get(name, 0) + loss.detach()
-        reached = [(t, leaf.grad) for t, leaf in ((tables.images, leaves.images), (tables.texts, leaves.texts))]
-        reached = [(tensor, grad) for tensor, grad in reached if grad is not None and tensor.requires_grad]
-        torch.autograd.backward([tensor for tensor, _ in reached], [grad for _, grad in reached])
+        for table, state in ((images, self.image_states), (texts, self.text_states)):
+            if table.table is state:
+                state.grad = None if table.grad is None else table.whole()
+            elif table.grad is not None:  # parts of it are other processes'
+                torch.autograd.backward(table.table, table.whole())
+
+    def _tables(self, pairs: MatchingPairs, step: StepBatch) -> PairTables:
+        """What pairs need. One process alone lets go of the states of all other texts, most where K is large."""
+        mask = self.batch.get("attention_mask")
+        tables = pair_tables(self.image_states, self.text_states, mask, pairs, step)
+        if self.exchange.world_size > 1 or not self.learns["texts"]:
+            return tables
+        self.text_rows = torch.unique(torch.cat([pairs.positive_text, pairs.negative_text]))
+        with torch.no_grad():
+            self.text_states = _leaf(self.text_states[self.text_rows])
+        places = torch.full_like(tables.text_place, -1)
+        places[self.text_rows] = torch.arange(len(self.text_rows), device=places.device)
+        mask = None if mask is None else mask[self.text_rows]
+        return PairTables(tables.images, tables.image_place, self.text_states, mask, places)
 
     def _encode_again(self, step: StepBatch, pieces: list[_Piece]) -> None:
         """Second pass: each piece with the gradient that its output has collected."""
+        kept = {"images": self.image_states.detach(), "texts": self.text_states.detach()}
+        grads = self.image_states.grad, self.text_states.grad
+        self.image_states = self.text_states = None
+        kept = {name: None if self.learns[name] else states for name, states in kept.items()}
         for piece in pieces:
             with _restored(piece, self.images.device):
-                outputs = self._features(piece, step)
+                outputs = self._features(piece, step, kept)
             wanted = [
-                (outputs[0], self.image_states.grad, piece.images),
+                (outputs[0], grads[0], piece.images),
                 (outputs[1], self.image_embeds.grad, piece.images),
-                (outputs[2], self.text_states.grad, piece.texts),
+                (outputs[2], *self._of_texts(grads[1], piece.texts)),
                 (outputs[3], self.text_embeds.grad, piece.texts),
             ]
             tensors, gradients = [], []
@@ -218,6 +289,41 @@ class CachedStep:
                     gradients.append(part[:, : tensor.shape[1]] if tensor.ndim == 3 else part)
             if tensors:
                 torch.autograd.backward(tensors, gradients)
+
+    def _of_texts(self, grad: torch.Tensor | None, texts: torch.LongTensor):
+        """The gradient of the states of some texts, and the rows of it that are theirs."""
+        if grad is None or self.text_rows is None or not len(texts):
+            return grad, texts
+        few = grad.new_zeros((len(texts), *grad.shape[1:]))
+        places = torch.searchsorted(self.text_rows, texts).clamp(max=len(self.text_rows) - 1)
+        found = (self.text_rows[places] == texts).nonzero().flatten()
+        few[found] = grad[places[found]]
+        return few, slice(None)
+
+
+def _part_tables(tables: PairTables, images: _Rows, texts: _Rows, part: MatchingPairs):
+    """The tables of some pairs, and which rows of the whole tables they are."""
+    chosen = []
+    for rows, place, wanted in (
+        (images, tables.image_place, (part.image, part.negative_image)),
+        (texts, tables.text_place, (part.positive_text, part.negative_text)),
+    ):
+        leaf, taken = rows.take(place[torch.cat(wanted)])
+        # where a row of the whole batch is among those taken: through its place in the table
+        position = torch.full((len(rows.table) + 1,), -1, dtype=torch.long, device=place.device)
+        position[taken] = torch.arange(len(taken), device=place.device)
+        chosen.append((leaf, taken, position[place]))
+    (image, of_images, image_place), (text, of_texts, text_place) = chosen
+    mask = None if tables.text_mask is None else tables.text_mask[of_texts]
+    return PairTables(image, image_place, text, mask, text_place), of_images, of_texts
+
+
+def _learns(module: torch.nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def _room(count: int, like: torch.Tensor) -> torch.Tensor:
+    return like.new_empty((count, *like.shape[1:]))
 
 
 def _leaf(tensor: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,18 @@ from math import log
 import pytest
 import torch
 
-from ccrk.losses_ccrk import matching_loss, mlm_loss, one_to_k, one_to_one, positive_mask
-from ccrk.sampling_ccrk import negative_weights, positive_text_weights, sample_matching_pairs
+from ccrk.losses_ccrk import (
+    CONTRASTIVE_VARIANTS,
+    BatchLayout,
+    contrastive_share,
+    matching_loss,
+    mlm_loss,
+    one_to_k,
+    one_to_one,
+    positive_mask,
+    sigmoid_one_to_k,
+    weigh_positives,
+)
 
 # exp(LOGITS) holds whole numbers, so every softmax is a fraction that can be read off.
 #   rows sum to 4 and 8:       1/4 2/4 1/4 | 3/8 1/8 4/8
@@ -132,137 +142,6 @@ def test_errors_name_what_was_given():
         one_to_k(LOGITS, INDEX, variant="balanced", divisor=2)
     with pytest.raises(ValueError, match="2 images and 3 texts"):
         one_to_one(LOGITS)
-    with pytest.raises(ValueError, match="'hardest' is not one of"):
-        positive_text_weights(LOGITS, INDEX, "hardest")
-
-
-def test_positive_weights_by_hand():
-    # probability: the largest share is 4/8, the epsilon of the shares cancels and one is added
-    own = [[1 / 2 - 1 / 4 + 1e-5, 1e-5, 0], [0, 0, 1e-5]]
-    torch.testing.assert_close(positive_text_weights(LOGITS, INDEX, "probability"), torch.tensor(own).double())
-    # similarity: the largest logit is log 4
-    own = [[log(4) + 1e-5, log(2) + 1e-5, 0], [0, 0, 1e-5]]
-    torch.testing.assert_close(positive_text_weights(LOGITS, INDEX, "similarity"), torch.tensor(own).double())
-    assert positive_text_weights(LOGITS, INDEX, "uniform").tolist() == [[1, 1, 0], [0, 0, 1]]
-
-
-def test_negative_weights_by_hand():
-    for_images, for_texts = negative_weights(LOGITS, INDEX)
-    torch.testing.assert_close(
-        for_images, torch.tensor([[0, 0, 0.25], [0.375, 0.125, 0]]).double() + 1e-5 * (for_images > 0)
-    )
-    torch.testing.assert_close(
-        for_texts, torch.tensor([[0, 3 / 4], [0, 1 / 3], [1 / 5, 0]]).double() + 1e-5 * (for_texts > 0)
-    )
-
-
-def test_hardness_mixes_with_uniform():
-    negatives = ~positive_mask(INDEX, 2)
-    for_images, for_texts = negative_weights(LOGITS, INDEX, hardness=0.0)
-    torch.testing.assert_close(for_images, negatives.double() / 3)
-    torch.testing.assert_close(for_texts, negatives.t().double() / 2)
-    hard = negative_weights(LOGITS, INDEX)
-    half = negative_weights(LOGITS, INDEX, hardness=0.5)
-    torch.testing.assert_close(half[0], (hard[0] + for_images) / 2)
-    torch.testing.assert_close(half[1], (hard[1] + for_texts) / 2)
-
-
-RAGGED = torch.tensor([0, 0, 0, 1, 3, 3, 4])  # image 2 has no text
-RAGGED_LOGITS = torch.randn(5, 7, generator=torch.Generator().manual_seed(2)) * 4
-
-
-@pytest.mark.parametrize("choice", ["probability", "similarity", "uniform"])
-@pytest.mark.parametrize("hardness", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("ids", [None, torch.tensor([5, 6, 5, 5, 8])])
-def test_draws_never_take_a_positive_for_a_negative(choice, hardness, ids):
-    positives = positive_mask(RAGGED, 5, ids)
-    own = positive_mask(RAGGED, 5)
-    generator = torch.Generator().manual_seed(3)
-    arguments = {"image_ids": ids, "positive_choice": choice, "hardness": hardness, "generator": generator}
-    seen = set()
-    for _ in range(200):
-        pairs = sample_matching_pairs(RAGGED_LOGITS, RAGGED, **arguments)
-        assert pairs.image.tolist() == [0, 1, 3, 4]
-        assert own[pairs.image, pairs.positive_text].all()
-        assert not positives[pairs.negative_image, pairs.positive_text].any()
-        assert not positives[pairs.image, pairs.negative_text].any()
-        seen.update(pairs.negative_image.tolist())
-    assert len(seen) >= 4
-
-
-def chi_square(draws: torch.Tensor, weights: torch.Tensor) -> float:
-    """Pearson's statistic of draws (n,) against the categories' weights, and never a draw of weight 0."""
-    counts = torch.bincount(draws, minlength=len(weights)).double()
-    expected = weights.double() / weights.sum() * len(draws)
-    assert (counts[weights == 0] == 0).all()
-    kept = expected > 0
-    return float(((counts - expected)[kept] ** 2 / expected[kept]).sum())
-
-
-@pytest.mark.parametrize("hardness", [0.0, 1.0])
-def test_frequencies_follow_the_weights(hardness):
-    logits = torch.tensor([[2.0, 1.0, 0.5, 1.5], [1.0, 0.0, 2.0, 0.5], [0.5, 2.0, 1.0, 1.0]])
-    index = torch.tensor([0, 0, 1, 2])
-    generator = torch.Generator().manual_seed(4)
-    draws = [sample_matching_pairs(logits, index, hardness=hardness, generator=generator) for _ in range(2000)]
-    positive = torch.stack([d.positive_text for d in draws])
-    negative_image = torch.stack([d.negative_image for d in draws])
-    negative_text = torch.stack([d.negative_text for d in draws])
-    for_images, for_texts = negative_weights(logits, index, hardness=hardness)
-    # at most three categories with two degrees of freedom: 18.4 is passed once in 10,000 times
-    assert chi_square(positive[:, 0], positive_text_weights(logits, index, "probability")[0]) < 18.4
-    for row in range(3):
-        assert chi_square(negative_text[:, row], for_images[row]) < 18.4
-    for text in range(2):
-        assert chi_square(negative_image[positive[:, 0] == text, 0], for_texts[text]) < 18.4
-
-
-def test_draws_are_reproducible_and_leave_the_global_generator_alone():
-    state = torch.get_rng_state()
-    first, second = (
-        sample_matching_pairs(RAGGED_LOGITS, RAGGED, generator=torch.Generator().manual_seed(5)) for _ in range(2)
-    )
-    for name in ("image", "positive_text", "negative_image", "negative_text"):
-        assert torch.equal(getattr(first, name), getattr(second, name))
-    assert torch.equal(torch.get_rng_state(), state)
-    others = [
-        sample_matching_pairs(RAGGED_LOGITS, RAGGED, hardness=0.0, generator=torch.Generator().manual_seed(seed))
-        for seed in range(6, 12)
-    ]
-    assert any(not torch.equal(other.negative_text, first.negative_text) for other in others)
-
-
-def test_stacked_pairs():
-    pairs = sample_matching_pairs(LOGITS, INDEX)
-    images, texts, labels = pairs.stacked()
-    assert labels.tolist() == [1, 1, 0, 0, 0, 0]
-    # with two images the negative image is always the other one, and image 0 can only have text 2 as a negative
-    assert images.tolist() == [0, 1, 1, 0, 0, 1]
-    assert texts[0] in (0, 1) and texts[1] == 2 and texts[4] == 2 and texts[5] in (0, 1)
-    assert texts[:2].tolist() == texts[2:4].tolist()
-
-
-@pytest.mark.parametrize("scale", [1.0, 1000.0])
-@pytest.mark.parametrize("choice", ["probability", "similarity", "uniform"])
-def test_the_most_similar_text_can_be_drawn_when_it_is_the_only_one(scale, choice):
-    # at the smallest temperature, 0.001, logits reach 1000, where float32 swallows an epsilon of 1e-5
-    logits = scale * torch.tensor([[1.0, 0.2], [0.1, 0.9]])
-    pairs = sample_matching_pairs(logits, torch.arange(2), positive_choice=choice)
-    assert pairs.positive_text.tolist() == [0, 1]
-
-
-@pytest.mark.parametrize(
-    ("index", "num_images", "ids"),
-    [([0, 0], 1, None), ([0, 1], 2, torch.tensor([7, 7])), ([0, 1, 1], 2, torch.ones(2))],
-)
-def test_no_negative_to_be_had(index, num_images, ids):
-    with pytest.raises(ValueError, match="at least two images with different ids"):
-        sample_matching_pairs(torch.zeros(num_images, len(index)), torch.tensor(index), image_ids=ids)
-
-
-def test_similarities_that_are_not_finite():
-    with pytest.raises(ValueError, match="not finite"):
-        sample_matching_pairs(torch.tensor([[0.0, float("nan")], [0.0, 1.0]]), torch.arange(2))
 
 
 def test_matching_loss_by_hand():
@@ -284,3 +163,143 @@ def test_mlm_loss_with_nothing_masked_is_zero(labels):
     loss = mlm_loss(logits, torch.tensor(labels, dtype=torch.long))
     loss.backward()
     assert loss == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+# --- weights of captions, sigmoid, guidance ---------------------------------------------------------------------------
+
+WEIGHTS = torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64)
+
+
+def test_text_weights_by_hand():
+    # image 0: weights 3/4 and 1/4, image 1 has one text; the mean over both images
+    image_to_text = (3 / 4 * log(4) + 1 / 4 * log(2)) / 2 + log(2) / 2
+    balanced = (image_to_text + (3 / 4 * log(4) + 1 / 4 * log(3 / 2)) / 2 + log(5 / 4) / 2) / 2
+    torch.testing.assert_close(one_to_k(LOGITS, INDEX, variant="balanced", text_weights=WEIGHTS), value(balanced))
+    # official: a mean over texts of total weight 6, each divided by the weight of its image's texts, 4 and 2
+    text_to_image = (3 / 4 * log(4) + 1 / 4 * log(3 / 2) + 2 / 2 * log(5 / 4)) / 6
+    official = (image_to_text + text_to_image) / 2
+    torch.testing.assert_close(one_to_k(LOGITS, INDEX, text_weights=WEIGHTS), value(official))
+
+
+def test_equal_text_weights_are_none():
+    for variant in ("official", "balanced"):
+        plain = one_to_k(LOGITS, INDEX, variant=variant)
+        halves = torch.ones(3, dtype=torch.float64)
+        torch.testing.assert_close(one_to_k(LOGITS, INDEX, variant=variant, text_weights=halves), plain)
+    with pytest.raises(ValueError, match="at least 0, and not all of them 0"):
+        one_to_k(LOGITS, INDEX, text_weights=torch.zeros(3))
+    with pytest.raises(ValueError, match="at least 0, and not all of them 0"):
+        weigh_positives(INDEX, 2, text_weights=torch.tensor([1.0, -1.0, 1.0]))
+
+
+@pytest.mark.parametrize("variant", ["official", "balanced"])
+def test_a_text_of_weight_zero_is_a_negative_only(variant):
+    # image 0 keeps text 1; its row still sums to 4 over all three texts
+    terms = log(2) + log(2), log(3 / 2), log(5 / 4)
+    by_hand = (terms[0] / 2 + (terms[1] + terms[2]) / 2) / 2
+    weights = torch.tensor([0.0, 1.0, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(one_to_k(LOGITS, INDEX, variant=variant, text_weights=weights), value(by_hand))
+
+
+def test_sigmoid_by_hand():
+    # a text counts 1 / (texts of its image) / images; e^s of the positives: 1, 2, 4, of the negatives 3, 1, 1
+    by_hand = (log(2) + log(4)) / 4 + (log(3 / 2) + log(2)) / 4 + (log(5 / 4) + log(2)) / 2
+    torch.testing.assert_close(sigmoid_one_to_k(LOGITS, INDEX), value(by_hand))
+    weighted = (log(2) + log(4)) * 3 / 8 + (log(3 / 2) + log(2)) / 8 + (log(5 / 4) + log(2)) / 2
+    torch.testing.assert_close(sigmoid_one_to_k(LOGITS, INDEX, text_weights=WEIGHTS), value(weighted))
+    shared = (log(2) + log(4 / 3)) / 4 + (log(3 / 2) + log(2)) / 4 + (log(5 / 4) + log(2)) / 2
+    torch.testing.assert_close(sigmoid_one_to_k(LOGITS, INDEX, image_ids=torch.tensor([3, 3])), value(shared))
+
+
+def test_guidance_by_hand():
+    # text 1 is guided by text 0, which sees the images with shares 1/4 and 3/4: half its target is that
+    layout = BatchLayout.single(INDEX, 2, guides=torch.tensor([-1, 0, -1]))
+    images, one = torch.eye(2, dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    guided = (1 / 2 + 1 / 8) * log(3 / 2) + 3 / 8 * log(3)
+    by_hand = ((log(8) / 2 + log(2)) / 2 + (log(4) + guided) / 4 + log(5 / 4) / 2) / 2
+    for tiled in (False, True):
+        loss = contrastive_share(images, LOGITS.t(), one, layout, variant="balanced", guidance=0.5, tiled=tiled)
+        torch.testing.assert_close(loss, value(by_hand))
+
+
+def test_the_guide_itself_gets_no_gradient_from_guidance():
+    images, texts = torch.eye(2, dtype=torch.float64), LOGITS.t().clone().requires_grad_()
+    gradients = []
+    for guidance in (0.0, 0.7):
+        layout = BatchLayout.single(INDEX, 2, guides=torch.tensor([-1, 0, -1]))
+        loss = contrastive_share(images, texts, torch.ones(()), layout, variant="balanced", guidance=guidance)
+        gradients.append(torch.autograd.grad(loss, texts)[0])
+    torch.testing.assert_close(gradients[0][0], gradients[1][0])
+    assert not torch.allclose(gradients[0][1], gradients[1][1])
+
+
+# --- shares of processes ----------------------------------------------------------------------------------------------
+
+COUNTS = [3, 1, 0, 2, 4, 1]  # texts of each image
+RAGGED_INDEX = torch.arange(6).repeat_interleave(torch.tensor(COUNTS))
+
+
+def embeddings():
+    generator = torch.Generator().manual_seed(5)
+    made = torch.randn(6, 5, generator=generator), torch.randn(len(RAGGED_INDEX), 5, generator=generator)
+    return [torch.nn.functional.normalize(rows.double()).requires_grad_() for rows in made]
+
+
+@pytest.mark.parametrize("temperature", [0.3, 0.01])
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize("cuts", [(0, 6), (0, 3, 6), (0, 1, 4, 6), (0, 0, 5, 6)])
+@pytest.mark.parametrize("ids", [None, torch.tensor([7, 8, 7, 9, 8, 6])])
+@pytest.mark.parametrize("variant", CONTRASTIVE_VARIANTS)
+def test_shares_add_up_to_the_whole(variant, ids, cuts, tiled, temperature):
+    images, texts = embeddings()
+    index = RAGGED_INDEX
+    if variant == "one-to-one":
+        index = torch.arange(6)  # it needs a text for every image
+        texts = texts[:6].detach().requires_grad_()
+    weights = torch.rand(len(index), generator=torch.Generator().manual_seed(6), dtype=torch.float64) + 0.1
+    scale, bias = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (temperature, -2.0))
+    logits = images @ texts.t() / scale
+    if variant == "sigmoid":
+        whole = sigmoid_one_to_k(logits + bias, index, image_ids=ids, text_weights=weights)
+    else:
+        plain = "official" if variant == "one-to-one" else variant
+        whole = one_to_k(logits, index, variant=plain, image_ids=ids, text_weights=weights)
+    total = 0
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        own = int((index < start).sum()), int((index < stop).sum())
+        layout = BatchLayout(6, index, (start, stop), own, ids, weights)
+        total = total + contrastive_share(images, texts, scale, layout, variant=variant, bias=bias, tiled=tiled)
+    torch.testing.assert_close(total, whole, atol=1e-10, rtol=1e-10)
+    leaves = [images, texts, scale] + ([bias] if variant == "sigmoid" else [])
+    for ours, expected in zip(torch.autograd.grad(total, leaves), torch.autograd.grad(whole, leaves), strict=True):
+        torch.testing.assert_close(ours, expected, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("cuts", [(0, 3, 6), (0, 1, 4, 6)])
+def test_guided_shares_add_up(cuts):
+    images, texts = embeddings()
+    guides = torch.tensor([-1, 0, 0, -1, 5, -1, -1, 6, 6, -1, -1])
+    options = {"variant": "balanced", "guidance": 0.4}
+    scale = torch.tensor(0.2, dtype=torch.float64)
+    whole = contrastive_share(images, texts, scale, BatchLayout.single(RAGGED_INDEX, 6, guides=guides), **options)
+    total = 0
+    for start, stop in zip(cuts, cuts[1:], strict=False):
+        own = sum(COUNTS[:start]), sum(COUNTS[:stop])
+        layout = BatchLayout(6, RAGGED_INDEX, (start, stop), own, guides=guides)
+        total = total + contrastive_share(images, texts, scale, layout, **options)
+    torch.testing.assert_close(total, whole)
+    for ours, expected in zip(
+        torch.autograd.grad(total, (images, texts)), torch.autograd.grad(whole, (images, texts)), strict=True
+    ):
+        torch.testing.assert_close(ours, expected)
+
+
+def test_what_a_share_refuses():
+    images, texts = embeddings()
+    layout = BatchLayout.single(RAGGED_INDEX, 6)
+    with pytest.raises(ValueError, match="'fair' is not one of"):
+        contrastive_share(images, texts, torch.ones(()), layout, variant="fair")
+    with pytest.raises(ValueError, match="needs the model's logit_bias"):
+        contrastive_share(images, texts, torch.ones(()), layout, variant="sigmoid")
+    with pytest.raises(ValueError, match="needs a text for every image"):
+        contrastive_share(images, texts, torch.ones(()), layout, variant="one-to-one")
