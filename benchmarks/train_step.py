@@ -58,7 +58,8 @@ def make_batch(
         texts_per_image: K.
 
     Returns:
-        What the trainer's collator gives: images, ids, mask, `image_index`, masked ids and their labels.
+        What the trainer gives the model: images, ids, mask, `image_index`, masked ids and their labels, and the keys
+        of dropout, by which it does not depend on how a batch is cut (the twin takes the global generator).
     """
     from ccrk.masking_ccrk import MaskingRules, mask_tokens
 
@@ -78,6 +79,7 @@ def make_batch(
     size = config.vision_config.image_size
     return {
         "pixel_values": torch.randn(num_images, 3, size, size, generator=generator),
+        "draw_keys": torch.randint(2**62, (num_images,), generator=generator),
         "image_index": torch.arange(num_images).repeat_interleave(texts_per_image),
         "input_ids": ids[:, :length],
         "attention_mask": mask[:, :length],
@@ -226,7 +228,7 @@ def build(variant: str):
     torch.manual_seed(0)
     model = CCRkForPreTraining(CCRkConfig()).train()
     if variant == "twin":
-        model.set_attn_implementation({"": "eager", "text_config": "eager"})
+        model.config.text_config._attn_implementation = "eager"
     groups = [
         {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": WEIGHT_DECAY},
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},

@@ -549,10 +549,12 @@ class CCRkForPreTraining(CCRkPreTrainedModel):
         With `total`, the sum over masked tokens divided by it.
         """
         masked_input_ids, trimmed = trim_padding(masked_input_ids, attention_mask)
+        embeddings = self.ccrk.text_model.embeddings
+        if embeddings.tied is None:  # called by itself, as by a gradient cache
+            embeddings.tied = CCRkTiedWords.of(embeddings.word_embeddings, self.mlm_head.decoder)
         hidden_states = self.mlm_hidden_states(masked_input_ids, trimmed, image_states, image_rows, draws)
         labels = labels[:, : masked_input_ids.shape[1]]
         masked = labels != -100
-        embeddings = self.ccrk.text_model.embeddings
         tied, embeddings.tied = embeddings.tied, None  # the last use in this batch
         return mlm_loss(self.mlm_head(hidden_states[masked], tied), labels[masked], total)
 

@@ -67,7 +67,7 @@ def test_the_twin_computes_what_the_model_computes(script, model):
     ours.loss.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
     model.zero_grad()
-    model.set_attn_implementation({"": "eager", "text_config": "eager"})
+    model.config.text_config._attn_implementation = "eager"
     twin = script.twin_losses(model, script.make_batch(model.config, 3, 40, 3, 4), pairs)
     for name, loss in twin.items():
         torch.testing.assert_close(ours[f"loss_{name}"], loss, atol=1e-5, rtol=1e-5)

@@ -124,3 +124,25 @@ def test_a_step_of_fused_adamw(model, masked_batch):
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     assert not torch.equal(before, model.get_input_embeddings().weight)
+
+
+def test_masked_texts_by_themselves(model, masked_batch, monkeypatch):
+    """As a gradient cache runs them: the masked-language loss with no pass of both towers around it."""
+    batch, images = masked_batch(), torch.tensor([0, 0, 1, 2, 2, 2])
+    tables = []
+    real = CCRkTiedWords.of
+    monkeypatch.setattr(
+        CCRkTiedWords, "of", classmethod(lambda cls, *modules: tables.append(real(*modules)) or tables[-1])
+    )
+
+    def run():
+        model.zero_grad()
+        states = model.ccrk.get_image_states(batch["pixel_values"])
+        masked = batch["masked_input_ids"], batch["attention_mask"], batch["mlm_labels"]
+        model.masked_language_loss(*masked, states, images).backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    fast = run()
+    assert tables[0] is not None and model.ccrk.text_model.embeddings.tied is None
+    plain(monkeypatch)
+    assert_same(fast, run())
