@@ -214,6 +214,7 @@ def test_dry_run_says_what_the_run_will_be(tmp_path, start, monkeypatch, capsys)
     assert "steps             5 in all, of a stream" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # measures a process's memory, which a loaded machine disturbs
 @pytest.mark.parametrize(
     "words",
     [
