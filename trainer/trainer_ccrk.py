@@ -452,7 +452,7 @@ class CCRkTrainer(SafeCheckpoints, Trainer):
         Raises:
             ValueError: always.
         """
-        temperature = float(self.model.retriever.temperature)
+        temperature = self.model.retriever.temperature.item()
         reports = [(what, bool(finite), self._row_ids)]
         if self.exchange.world_size > 1:
             own, reports = reports[0], [None] * self.exchange.world_size
