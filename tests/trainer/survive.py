@@ -1,7 +1,8 @@
 """A small training that a test kills again and again: `python survive.py CORPUS OUT SETTING`, or by torchrun.
 
-Several pairs of OUT and SETTING run one after the other. Every start goes on from the last whole checkpoint in OUT. Where the run ends, `final.safetensors` holds all weights,
-the optimizer's state and the generator of torch; `steps.txt` gets a line for each step that was taken, by any start.
+Several pairs of OUT and SETTING run one after the other. Every start goes on from the last whole checkpoint in OUT.
+Where the run ends, `final.safetensors` holds all weights, the optimizer's state and the generator of torch;
+`steps.txt` gets a line for each step that was taken, by any start.
 """
 
 from __future__ import annotations
