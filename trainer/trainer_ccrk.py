@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import math
+import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -147,6 +149,8 @@ class CCRkTrainer(SafeCheckpoints, Trainer):
         self.skipped = SkipReport()
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.exchange = ProcessExchange() if several else SingleProcess()
+        if several and dist.get_backend() == "gloo":
+            atexit.register(_leave_group)
 
     @staticmethod
     def _make_collator(model, args: CCRkTrainingArguments, processor, dataset) -> CCRkDataCollator:
@@ -484,7 +488,7 @@ class CCRkTrainer(SafeCheckpoints, Trainer):
         Raises:
             ValueError: always.
         """
-        temperature = float(self.model.retriever.temperature)
+        temperature = self.model.retriever.temperature.item()
         reports = [(what, bool(finite), self._row_ids)]
         if self.exchange.world_size > 1:
             own, reports = reports[0], [None] * self.exchange.world_size
@@ -570,6 +574,17 @@ class CCRkTrainer(SafeCheckpoints, Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _leave_group() -> None:
+    """Lets gloo's threads let go of the last tensors before Python ends, which they do under Python's lock.
+
+    A thread that asks for the lock of a Python that is ending aborts the process. The launcher takes that for a
+    failure, and ends the other processes, of which one may be saving the model.
+    """
+    time.sleep(0.2)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def is_stream(dataset) -> bool:

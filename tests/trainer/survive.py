@@ -1,7 +1,8 @@
-"""A small training that a test kills again and again: `python survive.py OUT SETTING [--resume]`, or by torchrun.
+"""A small training that a test kills again and again: `python survive.py CORPUS OUT SETTING`, or by torchrun.
 
-Every start goes on from the last whole checkpoint in OUT. Where the run ends, `final.safetensors` holds all weights,
-the optimizer's state and the generator of torch; `steps.txt` gets a line for each step that was taken, by any start.
+Several pairs of OUT and SETTING run one after the other. Every start goes on from the last whole checkpoint in OUT.
+Where the run ends, `final.safetensors` holds all weights, the optimizer's state and the generator of torch;
+`steps.txt` gets a line for each step that was taken, by any start.
 """
 
 from __future__ import annotations
@@ -113,11 +114,11 @@ def run(out: Path, setting: str, corpus: Path) -> None:
 # --- what a test does with it ---------------------------------------------------------------------------------------
 
 
-def command(out: Path, setting: str, corpus: Path) -> list[str]:
-    """How a training of a setting is started."""
-    processes = SETTINGS[setting][0]
+def command(corpus: Path, *runs: tuple[Path, str]) -> list[str]:
+    """How trainings of settings are started; of those in one command all take the same number of processes."""
+    (processes,) = {SETTINGS[setting][0] for _, setting in runs}
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    script = [str(Path(__file__)), str(out), setting, str(corpus)]
+    script = [str(Path(__file__)), str(corpus), *(str(part) for pair in runs for part in pair)]
     return [sys.executable, "-P", *(launcher if processes > 1 else []), *script]
 
 
@@ -166,7 +167,7 @@ def steps_taken(out: Path) -> list[int]:
 
 
 def train_killed(out: Path, setting: str, corpus: Path, kills: int, seed: int) -> list[str]:
-    """Starts a training until it ends, and kills it `kills` times before; returns when that was.
+    """Starts a training `kills` times, and kills it each time; returns when that was.
 
     Moments are random: some time after a random number of steps, and in every second start while a checkpoint is
     being written, or has just got its name.
@@ -179,7 +180,7 @@ def train_killed(out: Path, setting: str, corpus: Path, kills: int, seed: int) -
         before = len(steps_taken(out))
         wanted, delay = before + draw.randint(2, 5), draw.uniform(0, 0.08)
         with (out / "log.txt").open("a") as log:
-            process = subprocess.Popen(command(out, setting, corpus), stdout=log, stderr=log, env=environment())
+            process = subprocess.Popen(command(corpus, (out, setting)), stdout=log, stderr=log, env=environment())
         end = time.monotonic() + 180
         while process.poll() is None and time.monotonic() < end:
             if len(steps_taken(out)) >= wanted and (kind == "step" or (out / "incomplete").exists()):
@@ -193,16 +194,15 @@ def train_killed(out: Path, setting: str, corpus: Path, kills: int, seed: int) -
         step = steps_taken(out)[-1]
         saved = sorted(int(path.name.split("-")[1]) for path in out.glob("checkpoint-*"))
         moments.append(f"{kind}: after step {step}, checkpoints {saved}, being written {left}")
-    finish(out, setting, corpus)
     return moments
 
 
-def finish(out: Path, setting: str, corpus: Path) -> None:
+def finish(corpus: Path, *runs: tuple[Path, str]) -> None:
     """Trains to the end."""
-    out.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(
-        command(out, setting, corpus), capture_output=True, text=True, env=environment(), timeout=300
-    )
+    for out, _ in runs:
+        out.mkdir(parents=True, exist_ok=True)
+    options = {"capture_output": True, "text": True, "env": environment(), "timeout": 300}
+    done = subprocess.run(command(corpus, *runs), **options)
     if done.returncode:
         raise RuntimeError(done.stderr[-4000:])
 
@@ -214,4 +214,5 @@ def environment() -> dict[str, str]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    run(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+    for folder, name in zip(sys.argv[2::2], sys.argv[3::2], strict=True):
+        run(Path(folder), name, Path(sys.argv[1]))

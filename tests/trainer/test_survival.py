@@ -54,13 +54,10 @@ def steps_of(folder) -> list[int]:
 # --- killed -------------------------------------------------------------------------------------------------------
 
 
-def killed_is_whole(folder: Path, setting: str, kills: int, seed: int) -> None:
-    corpus = survive.write_corpus(folder / "corpus")
-    survive.finish(folder / "whole", setting, corpus)
-    moments = survive.train_killed(folder / "killed", setting, corpus, kills, seed)
+def check_killed(folder: Path, setting: str, moments: list[str]) -> None:
+    """The run that was killed at these moments has ended as the other one did."""
     print(setting, *moments, sep="\n")
-    assert len(moments) == kills
-    whole, killed = (load_file(folder / name / "final.safetensors") for name in ("whole", "killed"))
+    whole, killed = (load_file(folder / kind / "final.safetensors") for kind in ("whole", "killed"))
     assert whole.keys() == killed.keys() and len(whole) > 300
     differing = [name for name in whole if not torch.equal(whole[name], killed[name])]
     assert not differing, f"{setting}, killed {moments}: {differing}"
@@ -70,17 +67,31 @@ def killed_is_whole(folder: Path, setting: str, kills: int, seed: int) -> None:
     assert survive.steps_taken(folder / "whole") == list(range(1, 23))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="kills the processes that /proc shows")
-@pytest.mark.parametrize("setting", ["map", "stream"])
-def test_a_killed_run_ends_as_one_that_was_not(tmp_path, setting):
-    killed_is_whole(tmp_path, setting, kills=1, seed=3)
+def check_settings(folder: Path, settings: list[str], kills: int, seed: int) -> None:
+    corpus = survive.write_corpus(folder / "corpus")
+    survive.finish(corpus, *((folder / setting / "whole", setting) for setting in settings))
+    moments = {}
+    for setting in settings:
+        moments[setting] = survive.train_killed(folder / setting / "killed", setting, corpus, kills, seed)
+        assert len(moments[setting]) == kills
+    survive.finish(corpus, *((folder / setting / "killed", setting) for setting in settings))
+    for setting in settings:
+        check_killed(folder / setting, setting, moments[setting])
+
+
+only_linux = pytest.mark.skipif(sys.platform != "linux", reason="kills the processes that /proc shows")
+
+
+@only_linux
+def test_killed_runs_end_as_those_that_were_not(tmp_path):
+    check_settings(tmp_path, ["map", "stream"], kills=1, seed=3)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="kills the processes that /proc shows")
+@only_linux
 @pytest.mark.parametrize("setting", survive.SETTINGS)
 def test_runs_killed_five_times_end_as_those_that_were_not(tmp_path, setting):
-    killed_is_whole(tmp_path, setting, kills=5, seed=1)
+    check_settings(tmp_path, [setting], kills=5, seed=1)
 
 
 # --- checkpoints --------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def make_trainer(folder: Path, rows, **options) -> CCRkTrainer:
 
 def spoil(trainer: CCRkTrainer, case: str) -> None:
     """The matching head, which makes this process's share of the loss, but not the other's, no number."""
-    weight = trainer.model.itm_head[0].weight
+    weight = trainer.model.ccrk.itm_head[0].weight
     if case == "inf-gradient":
         weight.register_hook(lambda gradient: gradient * float("inf"))
     else:
