@@ -32,7 +32,8 @@ MIB = 2**20
 
 
 def memory(field: str) -> int:
-    """`VmRSS`, the resident set now, or `VmHWM`, its peak so far; in bytes. (`ru_maxrss` knows a parent's peak too.)"""
+    """`VmRSS`, the resident set now, or `VmHWM`, its peak so far; in bytes."""
+    # not ru_maxrss, which a child takes over from its parent
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 

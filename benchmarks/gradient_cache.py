@@ -4,10 +4,10 @@
 
 A Swin-T at 224 px, a text tower of six layers and a fusion encoder of six, 384 wide, 32,000 words; five texts of at
 most 32 tokens for each image, all three losses, dropout and stochastic depth on. Three steps, each in processes of
-its own that take turns: the plain step with `--plain` images, the plain step with `--times` as many, and the step in pieces of
-`--pieces` images with as many. Extra memory is the peak of the resident set over what it was with the model, its
-gradients and the state of AdamW; time is that of the CPU, for forward and backward pass. The gradients of the two
-larger steps are compared in the same run.
+its own that take turns: the plain step with `--plain` images, the plain step with `--times` as many, and the step in
+pieces of `--pieces` images with as many. Extra memory is the peak of the resident set over what it was with the
+model, its gradients and the state of AdamW; time is that of the CPU, for forward and backward pass. The gradients of
+the two larger steps are compared in the same run.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ VOCABULARY = 32000
 
 
 def memory(field: str) -> float:
-    """`VmRSS`, the resident set now, or `VmHWM`, its peak so far; in MiB. (`ru_maxrss` knows a parent's peak too.)"""
+    """`VmRSS`, the resident set now, or `VmHWM`, its peak so far; in MiB."""
+    # not ru_maxrss, which a child takes over from its parent
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field + ":"))
 

@@ -184,14 +184,16 @@ class KeptBytes:
         for handle in self._handles:
             handle.remove()
 
-    def bytes(self, checkpointing: bool) -> int:
-        """What is kept, with or without activation checkpointing of the layers."""
+    def bytes(self, checkpointing: bool) -> tuple[int, int]:
+        """What is kept until the backward pass, and what the largest layer takes once it is computed again."""
         if not checkpointing or not self.layers:
-            return self.total
-        return self.total - sum(self.layers) + self.inputs + max(self.layers)
+            return self.total, 0
+        return self.total - sum(self.layers) + self.inputs, max(self.layers)
 
 
-def activation_bytes(model: nn.Module, rows: int, what: str, length: int = 0, checkpointing: bool = False) -> int:
+def activation_bytes(
+    model: nn.Module, rows: int, what: str, length: int = 0, checkpointing: bool = False
+) -> tuple[int, int]:
     """Bytes that autograd keeps of a pass over `rows` images, texts, pairs or masked texts of `length` tokens.
 
     Args:
@@ -200,10 +202,13 @@ def activation_bytes(model: nn.Module, rows: int, what: str, length: int = 0, ch
         what: `images`, `texts`, `pairs` or `masked`.
         length: tokens of a text.
         checkpointing: whether layers are computed again.
+
+    Returns:
+        What is kept, and what the largest layer takes when it is computed again (0 without checkpointing).
     """
     traced = min(rows, 2)
     if not traced:
-        return 0
+        return 0, 0
     retriever, size = model.retriever, model.config.image_size
     empty = {"device": "meta", "dtype": torch.long}
     draws = Draws(torch.empty(traced, **empty))
@@ -227,7 +232,7 @@ def activation_bytes(model: nn.Module, rows: int, what: str, length: int = 0, ch
                 )
             else:
                 retriever.itm_head(fused[:, 0])
-    return kept.bytes(checkpointing) * rows // traced
+    return tuple(part * rows // traced for part in kept.bytes(checkpointing))
 
 
 def image_tokens(model: nn.Module) -> tuple[int, int]:
@@ -267,19 +272,22 @@ def estimate_memory(options: TrainOptions, model: nn.Module, texts: int, length:
     piece = min(batch, options.mini_batch or batch)
     matched = batch if options.matching_images is None else min(batch, -(-options.matching_images // world_size()))
     again = options.activation_checkpointing
-    images = 0 if options.cache_features else activation_bytes(model, piece, "images", checkpointing=again)
+    images = words = pairs = masked = (0, 0)
+    if not options.cache_features:
+        images = activation_bytes(model, piece, "images", checkpointing=again)
     words = activation_bytes(model, piece * texts, "texts", length, again)
-    pairs = 0
     if options.matching_weight:
-        pairs += activation_bytes(model, 3 * min(matched, piece), "pairs", length, again)
+        pairs = activation_bytes(model, 3 * min(matched, piece), "pairs", length, again)
     if options.mlm_weight:
-        pairs += activation_bytes(model, min(matched, piece), "masked", length, again)
+        masked = activation_bytes(model, min(matched, piece), "masked", length, again)
+    towers, fusion = images[0] + words[0], pairs[0] + masked[0]
+    largest = max(one[1] for one in (images, words, pairs, masked))  # layers are computed again one at a time
     tokens, width = image_tokens(model)
     hidden = model.config.text_config.hidden_size
     outputs = 4 * batch * (tokens * width + texts * length * hidden)
-    activations = images + words + pairs + outputs
+    activations = towers + fusion + largest + outputs
     if options.mini_batch:  # towers and fusion are not there at the same time; outputs are, with their gradient
-        activations = max(images + words, pairs) + 2 * outputs
+        activations = max(towers, fusion) + largest + 2 * outputs
     copies = 0
     if options.bf16:
         activations, copies = activations // 2, 2 * counted.total

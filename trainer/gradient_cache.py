@@ -292,6 +292,8 @@ class CachedStep:
 
     def _of_texts(self, grad: torch.Tensor | None, texts: torch.LongTensor):
         """The gradient of the states of some texts, and the rows of it that are theirs."""
+        if grad is not None and self.text_rows is not None and not len(self.text_rows):
+            return None, texts  # no text is in any pair
         if grad is None or self.text_rows is None or not len(texts):
             return grad, texts
         few = grad.new_zeros((len(texts), *grad.shape[1:]))

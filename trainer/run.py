@@ -19,10 +19,11 @@ import ccrk
 from ccrk import CCRkForPreTraining, CCRkImageProcessor, CCRkModel, CCRkProcessor
 from ccrk.data.corpora import read_corpus, stream_corpus
 from ccrk.data.rows import CaptionDataset, join_corpora
-from ccrk.evaluation.retrieval import evaluate_retrieval, report_lines
+from ccrk.evaluation.retrieval import evaluate_retrieval, greater_is_better, report_lines
 from ccrk.trainer.arguments_ccrk import CCRkTrainingArguments
 from ccrk.trainer.options import FIELDS, TrainOptions, flag, nearest
 from ccrk.trainer.recipes import RESOLVED, recipe_text
+from ccrk.trainer.summary import TrainingSummaryCallback
 from ccrk.trainer.trainer_ccrk import CCRkTrainer
 
 # arguments of the trainer that an option sets -> the option
@@ -307,7 +308,7 @@ def training_arguments(options: TrainOptions) -> CCRkTrainingArguments:
         "logging_steps": options.log_steps,
         "metric_for_best_model": best,
         "load_best_model_at_end": best is not None,
-        "greater_is_better": None if best is None else not any(part in best for part in ("mrv", "loss")),
+        "greater_is_better": None if best is None else greater_is_better(best),
         "report_to": "tensorboard" if options.tensorboard else "none",
         "lora_crossattention": options.lora_crossattention or ("lora" if options.model else "full"),
     }
@@ -319,7 +320,7 @@ def callbacks(options: TrainOptions) -> list[TrainerCallback]:
     watching: list[TrainerCallback] = []
     if options.early_stopping:
         watching.append(EarlyStoppingCallback(options.early_stopping))
-    # HOOK: callbacks of the whole run (a summary at its end, figures during it) are added here
+    watching.append(TrainingSummaryCallback())
     return watching
 
 
@@ -351,6 +352,13 @@ class TrainingRun:
             processing_class=self.processor,
             callbacks=callbacks(options),
         )
+
+    @staticmethod
+    def leave() -> None:
+        """Ends what joins the processes; threads of theirs that are alive at the very end would abort them."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
 
     def train(self) -> None:
         """Trains; writes the resolved options before, so that a run that fails can be repeated."""

@@ -258,7 +258,17 @@ CASES: dict[str, tuple[Callable[[Bench], object], tuple[str, ...] | None]] = {
         ("no.th",),
     ),
     "command: train on a missing file": (
-        lambda b: run_command("train", "--data", str(b.folder / "no.jsonl"), "--out", str(b.folder / "o")),
+        lambda b: run_command(
+            "train",
+            "--image-tower",
+            "t",
+            "--text-tower",
+            "t",
+            "--data",
+            str(b.folder / "no.jsonl"),
+            "--out",
+            str(b.folder / "o"),
+        ),
         ("no.jsonl",),
     ),
 }

@@ -165,7 +165,7 @@ def test_mlm_loss_with_nothing_masked_is_zero(labels):
     assert loss == 0 and torch.equal(logits.grad, torch.zeros_like(logits))
 
 
-# --- weights of captions, sigmoid, guidance ---------------------------------------------------------------------------
+# --- weights of captions, sigmoid, guidance --------------------------------------------------------------------------
 
 WEIGHTS = torch.tensor([3.0, 1.0, 2.0], dtype=torch.float64)
 
@@ -233,7 +233,7 @@ def test_the_guide_itself_gets_no_gradient_from_guidance():
     assert not torch.allclose(gradients[0][1], gradients[1][1])
 
 
-# --- shares of processes ----------------------------------------------------------------------------------------------
+# --- shares of processes ---------------------------------------------------------------------------------------------
 
 COUNTS = [3, 1, 0, 2, 4, 1]  # texts of each image
 RAGGED_INDEX = torch.arange(6).repeat_interleave(torch.tensor(COUNTS))

@@ -151,7 +151,7 @@ def test_similarities_that_are_not_finite():
         sample_matching_pairs(torch.tensor([[0.0, float("nan")], [0.0, 1.0]]), torch.arange(2))
 
 
-# --- strategies, and batches in parts ---------------------------------------------------------------------------------
+# --- strategies, and batches in parts --------------------------------------------------------------------------------
 
 FIELDS = ("image", "positive_text", "negative_image", "negative_text")
 KEYS = torch.randint(2**62, (12,), generator=torch.Generator().manual_seed(9))

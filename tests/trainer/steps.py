@@ -141,3 +141,7 @@ def main(out: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    if torch.distributed.is_initialized():
+        # threads of gloo that are alive when the interpreter ends abort the process
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()

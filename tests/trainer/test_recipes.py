@@ -188,10 +188,10 @@ def test_what_autograd_keeps_is_what_it_keeps_on_a_cpu(start):
     real = CCRkModel.from_pretrained(start).train()
     with KeptBytes(real) as kept:
         real.get_image_features(torch.zeros(6, 3, 32, 32))
-    assert activation_bytes(model, 6, "images") == pytest.approx(kept.total, rel=0.02)
-    assert activation_bytes(model, 6, "images", checkpointing=True) < kept.total
+    assert activation_bytes(model, 6, "images") == (pytest.approx(kept.total, rel=0.02), 0)
+    assert 0 < sum(activation_bytes(model, 6, "images", checkpointing=True)) < kept.total
     model.retriever.vision_model.requires_grad_(False)
-    assert activation_bytes(model, 6, "images") < 0.1 * kept.total
+    assert activation_bytes(model, 6, "images")[0] < 0.1 * kept.total
 
 
 def test_dry_run_says_what_the_run_will_be(tmp_path, start, monkeypatch, capsys):
@@ -214,6 +214,7 @@ def test_dry_run_says_what_the_run_will_be(tmp_path, start, monkeypatch, capsys)
     assert "steps             5 in all, of a stream" in capsys.readouterr().out
 
 
+@pytest.mark.slow  # measures a process's memory, which a loaded machine disturbs
 @pytest.mark.parametrize(
     "words",
     [
