@@ -88,5 +88,4 @@ def run(args: argparse.Namespace) -> int:
 
         CCRkRetrievalPipeline(model=training.model, processor=training.processor).save_pretrained(options.out)
         training.evaluate()
-    training.leave()
     return 0

@@ -26,8 +26,8 @@ class SingleProcess:
     rank = 0
     world_size = 1
 
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of all processes in their order, without gradient."""
+    def gather(self, rows: torch.Tensor, counts: list[int] | None = None) -> torch.Tensor:
+        """Rows of all processes in their order, without gradient; `counts`, if known: how many each has."""
         return rows
 
     def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
@@ -107,22 +107,23 @@ def gather_batch(
         labels = (image_ids, draw_keys, text_weights, is_guide)
         image_ids, draw_keys, text_weights, is_guide = (None if x is None else x[:0] for x in labels)
     device = image_index.device
-    counts = exchange.gather(torch.tensor([[num_images, len(image_index)]], device=device))
-    first_image, first_text = counts[: exchange.rank].sum(0).tolist()
-    index = exchange.gather(image_index + first_image)
-    total_images = int(counts[:, 0].sum())
+    own = torch.tensor([[num_images, len(image_index)]], device=device)
+    of_images, of_texts = exchange.gather(own, [1] * exchange.world_size).t().tolist()
+    first_image, first_text = sum(of_images[: exchange.rank]), sum(of_texts[: exchange.rank])
+    index = exchange.gather(image_index + first_image, of_texts)
+    total_images = sum(of_images)
     keyed = draw_keys is not None
     if draw_keys is None:
         draw_keys = torch.randint(2**62, (num_images,), device=device)
-    keys = exchange.gather(draw_keys)
+    keys = exchange.gather(draw_keys, of_images)
     layout = BatchLayout(
         total_images,
         index,
         (first_image, first_image + num_images),
         (first_text, first_text + len(image_index)),
-        None if image_ids is None else exchange.gather(image_ids),
-        None if text_weights is None else exchange.gather(text_weights.float()),
-        None if is_guide is None else _guides(index, total_images, exchange.gather(is_guide)),
+        None if image_ids is None else exchange.gather(image_ids, of_images),
+        None if text_weights is None else exchange.gather(text_weights.float(), of_texts),
+        None if is_guide is None else _guides(index, total_images, exchange.gather(is_guide, of_texts)),
     )
     return StepBatch(layout, keys, mix(keys[index], _ordinals(index, total_images)), keyed, exchange)
 

@@ -61,11 +61,6 @@ class MatchingPairs:
         return images, texts, labels
 
 
-def matching_probabilities(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The two softmaxes that matching samples from: image-to-text (B, T) and text-to-image (T, B), plus epsilon."""
-    return logits.softmax(1) + EPSILON, logits.t().softmax(1) + EPSILON
-
-
 def positive_text_weights(logits: torch.Tensor, image_index: torch.LongTensor, choice: str) -> torch.Tensor:
     """Weights by which each image's positive text is drawn.
 

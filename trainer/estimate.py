@@ -38,7 +38,7 @@ from ccrk.draws_ccrk import Draws
 from ccrk.towers_ccrk import OFFSET_MODEL_TYPES, default_layers
 from ccrk.trainer.arguments_ccrk import FREEZE_ALIASES, FREEZE_PRESETS
 from ccrk.trainer.options import TrainOptions
-from ccrk.trainer.parameters import freeze, freeze_unused
+from ccrk.trainer.parameters import choose_learning
 from ccrk.trainer.recipes import recipe_text
 from ccrk.trainer.run import model_fields, prepared, read_data, world_size
 
@@ -99,8 +99,8 @@ def planned_model(options: TrainOptions, config: CCRkConfig) -> nn.Module:
     """The model on the meta device, frozen and with adapters as it will train."""
     with torch.device("meta"):
         model = (CCRkForPreTraining if options.mlm_weight else CCRkModel)(config)
-        freeze(model, FREEZE_PRESETS[FREEZE_ALIASES.get(options.freeze, options.freeze)])
-        freeze_unused(model)
+        parts = FREEZE_PRESETS[FREEZE_ALIASES.get(options.freeze, options.freeze)]
+        choose_learning(model, parts, options.freeze_parameters or [])
         if options.lora:
             from ccrk.trainer.adapters import add_adapters
 

@@ -7,6 +7,9 @@ processes hold. The gradient of a gathered tensor is therefore summed over proce
 
 from __future__ import annotations
 
+import atexit
+import time
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -25,6 +28,9 @@ class ProcessExchange(SingleProcess):
         self.group = group
         self.rank = dist.get_rank(group)
         self.world_size = dist.get_world_size(group)
+        if dist.get_backend(group) == "gloo":
+            atexit.unregister(_leave)  # once is enough, however many exchanges there were
+            atexit.register(_leave)
 
     def counts(self, rows: torch.Tensor) -> list[int]:
         """Number of rows in each process."""
@@ -33,12 +39,12 @@ class ProcessExchange(SingleProcess):
         dist.all_gather(found, own, group=self.group)
         return [int(count) for count in found]
 
-    def gather(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of all processes in their order, without gradient; their number may differ."""
+    def gather(self, rows: torch.Tensor, counts: list[int] | None = None) -> torch.Tensor:
+        """Rows of all processes in their order, without gradient; their `counts` are asked if unknown."""
         rows = rows.detach()
         if rows.dtype == torch.bool:
-            return self.gather(rows.to(torch.uint8)).bool()
-        counts = self.counts(rows)
+            return self.gather(rows.to(torch.uint8), counts).bool()
+        counts = self.counts(rows) if counts is None else counts
         longest = max(counts)
         padded = nn.functional.pad(rows, (0, 0) * (rows.ndim - 1) + (0, longest - len(rows))).contiguous()
         found = [torch.empty_like(padded) for _ in range(self.world_size)]
@@ -106,10 +112,22 @@ class _GatherRows(torch.autograd.Function):
         ctx.exchange = exchange
         ctx.start = sum(counts[: exchange.rank])
         ctx.count = len(rows)
-        return exchange.gather(rows)
+        return exchange.gather(rows, counts)
 
     @staticmethod
     def backward(ctx, grad):
         grad = grad.contiguous().clone()
         dist.all_reduce(grad, group=ctx.exchange.group)
         return grad[ctx.start : ctx.start + ctx.count], None
+
+
+def _leave() -> None:
+    """Lets gloo's threads let go of the last tensors before Python ends, which they do under Python's lock.
+
+    A thread that asks for the lock of a Python that is ending aborts the process. The launcher takes that for a
+    failure, and ends the other processes, of which one may be saving the model. (A wait, not a proof: of 25 processes
+    none aborted with it, of 14 four without.)
+    """
+    time.sleep(0.2)
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -235,6 +235,9 @@ class TrainOptions:
         default="none",
         choices=("none", "full", "image", "locked-image", "text", "towers", "projection-only"),
     )
+    freeze_parameters: list[str] | None = _option(
+        "what learns", "regular expressions of names of parameters that do not learn either", many=True
+    )
     cache_features: bool = _option("what learns", "compute frozen towers' output once", "switch", False)
     feature_cache: str | None = _option("what learns", "folder for it (default: OUT/feature_cache)")
     lora: str | None = _option(

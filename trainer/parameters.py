@@ -14,6 +14,23 @@ def is_new(name: str) -> bool:
     return any(part in name for part in NEW_LAYERS)
 
 
+def choose_learning(model: nn.Module, parts: tuple[str, ...], patterns: list[str]) -> list[nn.Module]:
+    """Leaves in training what should learn and can: not these parts, nor what is named so, nor what no loss reaches.
+
+    Args:
+        model: a CCRk model.
+        parts: of it that do not learn.
+        patterns: see `freeze_named`.
+
+    Returns:
+        The modules of the parts.
+    """
+    frozen = freeze(model, parts)
+    freeze_named(model, patterns)
+    freeze_unused(model)
+    return frozen
+
+
 def freeze(model: nn.Module, parts: tuple[str, ...]) -> list[nn.Module]:
     """Takes parts of a CCRk model out of training; returns them."""
     modules = [getattr(model.retriever, part) for part in parts]

@@ -353,13 +353,6 @@ class TrainingRun:
             callbacks=callbacks(options),
         )
 
-    @staticmethod
-    def leave() -> None:
-        """Ends what joins the processes; threads of theirs that are alive at the very end would abort them."""
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()
-            torch.distributed.destroy_process_group()
-
     def train(self) -> None:
         """Trains; writes the resolved options before, so that a run that fails can be repeated."""
         options = self.options

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import logging
 import math
-import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.utils.data import DataLoader, IterableDataset
-from torch.utils.data._utils import worker as worker_state
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from ccrk.data.augmentation import AugmentationRules
@@ -30,7 +27,8 @@ from ccrk.trainer.collator_ccrk import CCRkDataCollator
 from ccrk.trainer.exchange import ProcessExchange
 from ccrk.trainer.feature_cache import CachedRows, FeatureCache, one_by_one
 from ccrk.trainer.gradient_cache import CachedStep
-from ccrk.trainer.parameters import decays, freeze, freeze_named, freeze_unused, is_new
+from ccrk.trainer.loading import EpochLoader, IterableRecords, is_stream, language_counts, undecoded
+from ccrk.trainer.parameters import choose_learning, decays, is_new
 
 logger = logging.getLogger(__name__)
 
@@ -44,37 +42,6 @@ CONFIG_OVERRIDES = (
     "mlm_weight",
 )
 UNUSABLE = 50  # batches in a row of which not one row can be used, before a training that has used none gives up
-
-
-class EpochLoader(DataLoader):
-    """A DataLoader whose batch sampler is told the epoch, as the Trainer of transformers tells its loaders."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Chooses the epoch that is read next."""
-        self.batch_sampler.set_epoch(epoch)
-
-
-class _IterableRecords:
-    """Rows of any iterable data set as `BatchStream` reads them."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def records(self, epoch: int):
-        """The rows of an epoch: all of them in every worker, which take their batches from what they have read."""
-        if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
-        rows = iter(self.dataset)
-        while True:
-            # data sets that see that they are in a worker deal out their rows, and each worker would have some only
-            worker, worker_state._worker_info = worker_state._worker_info, None
-            try:
-                row = next(rows, None)
-            finally:
-                worker_state._worker_info = worker
-            if row is None:
-                return
-            yield row
 
 
 class _Bookkeeping(TrainerCallback):
@@ -122,9 +89,7 @@ class CCRkTrainer(SafeCheckpoints, Trainer):
         if not hasattr(model, "mlm_head"):
             model.config.mlm_weight = 0.0
         model.retriever.add_logit_bias()
-        frozen = freeze(model, FREEZE_PRESETS[args.freeze])
-        freeze_named(model, args.freeze_parameters or [])
-        freeze_unused(model)
+        frozen = choose_learning(model, FREEZE_PRESETS[args.freeze], args.freeze_parameters or [])
         if args.lora:
             from ccrk.trainer.adapters import add_adapters  # peft takes seconds to import
 
@@ -149,8 +114,6 @@ class CCRkTrainer(SafeCheckpoints, Trainer):
         self.skipped = SkipReport()
         several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
         self.exchange = ProcessExchange() if several else SingleProcess()
-        if several and dist.get_backend() == "gloo":
-            atexit.register(_leave_group)
 
     @staticmethod
     def _make_collator(model, args: CCRkTrainingArguments, processor, dataset) -> CCRkDataCollator:
@@ -176,7 +139,7 @@ class CCRkTrainer(SafeCheckpoints, Trainer):
             masking,
             seed=args.seed,
             augmentation=augmentation,
-            language_counts=_language_counts(dataset) if args.language_sampling == "balanced" else None,
+            language_counts=language_counts(dataset) if args.language_sampling == "balanced" else None,
             source_weights=args.caption_weights(),
             guide=bool(model.config.english_guidance),
             on_broken=args.on_broken,
@@ -210,7 +173,7 @@ class CCRkTrainer(SafeCheckpoints, Trainer):
             if getattr(dataset, "_distributed", None) is not None:
                 raise ValueError("the stream is split by node already; give the trainer the whole one")
             stream = BatchStream(
-                dataset if hasattr(dataset, "records") else _IterableRecords(dataset),
+                dataset if hasattr(dataset, "records") else IterableRecords(dataset),
                 self._train_batch_size,
                 rank,
                 world_size,
@@ -574,43 +537,3 @@ class CCRkTrainer(SafeCheckpoints, Trainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-def _leave_group() -> None:
-    """Lets gloo's threads let go of the last tensors before Python ends, which they do under Python's lock.
-
-    A thread that asks for the lock of a Python that is ending aborts the process. The launcher takes that for a
-    failure, and ends the other processes, of which one may be saving the model.
-    """
-    time.sleep(0.2)
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def is_stream(dataset) -> bool:
-    """Whether a data set can only be read from its beginning."""
-    return isinstance(dataset, IterableDataset) or not hasattr(dataset, "__getitem__")
-
-
-def undecoded(dataset):
-    """A data set with its photos left as bytes or paths where it would decode them, as those of `datasets` do.
-
-    A broken photo is then no error of the reader's.
-    """
-    features = getattr(dataset, "features", None)
-    for column, feature in dict(features).items() if hasattr(features, "items") else ():
-        if type(feature).__name__ == "Image" and feature.decode and hasattr(dataset, "cast_column"):
-            dataset = dataset.cast_column(column, type(feature)(decode=False))
-    return dataset
-
-
-def _language_counts(dataset) -> dict[str, int]:
-    """Captions in each language.
-
-    Raises:
-        ValueError: for a stream, which cannot be counted beforehand.
-    """
-    if dataset is None or is_stream(dataset):
-        raise ValueError("language_sampling='balanced' counts captions first, which a stream does not allow")
-    column = dataset["captions"] if hasattr(dataset, "column_names") else (row["captions"] for row in dataset)
-    return Counter(caption["language"] for captions in column for caption in captions or [])

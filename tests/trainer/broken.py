@@ -174,13 +174,7 @@ def train(out: Path, corpus: Path, reading: str, workers: int) -> dict:
     )
     model = tiny.make_model(processor)
     trainer = CCRkTrainer(model=model, args=args, train_dataset=dataset, processing_class=processor)
-    step, used = trainer.training_step, []
-
-    def counting(model, inputs, *given):
-        used.extend(inputs["row_ids"])
-        return step(model, inputs, *given)
-
-    trainer.training_step = counting
+    used = tiny.note_used(trainer)
     trainer.train()
     counts = {"used": used, "rows": number, "steps": trainer.state.global_step, "reader": of_reader}
     return counts | {"all": dict(trainer.all_skipped()), "own": dict(trainer.skipped)}

@@ -273,13 +273,7 @@ def test_a_broken_image_column(tmp_path, processor, kind, workers):
     if kind != "map":
         dataset = dataset.to_iterable_dataset(num_shards=3 if kind == "sharded" else 1)
     trainer = trainer_of(tmp_path, processor, dataset, max_steps=3, dataloader_num_workers=workers)
-    step, used = trainer.training_step, []
-
-    def counting(model, inputs, *given):
-        used.extend(inputs["row_ids"])
-        return step(model, inputs, *given)
-
-    trainer.training_step = counting
+    used = tiny.note_used(trainer)
     trainer.train()
     assert sorted(used) == sorted(f"photo{i}" for i in range(12) if i not in (1, 2, 3, 4))
     assert dict(trainer.skipped) == BROKEN_CELLS

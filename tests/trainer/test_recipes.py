@@ -165,7 +165,12 @@ def start(tmp_path, make_model, processor):
 
 
 def test_parameters_are_those_that_will_learn(tmp_path, start, rows, processor):
-    for settings in ({}, {"freeze": "image", "mlm_weight": 0.0}, {"lora": "all-linear", "lora_rank": 2}):
+    for settings in (
+        {},
+        {"freeze": "image", "mlm_weight": 0.0},
+        {"freeze_parameters": ["stages[.]0[.]", "embeddings"], "matching_weight": 0.0, "mlm_weight": 0.0},
+        {"lora": "all-linear", "lora_rank": 2},
+    ):
         options = TrainOptions(data=["x"], model=str(start), out=str(tmp_path / "out"), **settings)
         model_class = CCRkForPreTraining if options.mlm_weight else CCRkModel
         counted = count_parameters(planned_model(options, planned_config(options)))

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback
 
 from ccrk import CCRkTrainer, CCRkTrainingArguments
 from ccrk.trainer import checkpoints, feature_cache
@@ -217,17 +216,6 @@ def size_of(folder: Path) -> int:
     return sum(-(-path.stat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
 
 
-class At(TrainerCallback):
-    """Does something at the end of a step."""
-
-    def __init__(self, step: int, action):
-        self.step, self.action = step, action
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            self.action()
-
-
 @pytest.fixture(scope="module")
 def checkpoint_size(tmp_path_factory, rows, processor) -> int:
     folder = tmp_path_factory.mktemp("size")
@@ -242,7 +230,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
     """There is room for one checkpoint and a share of another: weights, optimizer or the last small files fail."""
     folder = small_disk.folder / "run"
     small_disk.resize(int(checkpoint_size * share))
-    grow = At(5, lambda: small_disk.resize(64 << 20))
+    grow = tiny.At(5, lambda: small_disk.resize(64 << 20))
     with caplog.at_level(logging.ERROR):
         trainer = trainer_of(folder, processor, rows, callbacks=[grow])
         trainer.train()
@@ -264,8 +252,8 @@ def test_a_limit_on_the_size_of_files_is_like_a_full_disk(tmp_path, rows, proces
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     limit = [
-        At(3, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))),
-        At(5, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)),
+        tiny.At(3, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))),
+        tiny.At(5, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, before)),
     ]
     try:
         with caplog.at_level(logging.ERROR):
@@ -359,7 +347,7 @@ def spoil(trainer):
 @pytest.mark.parametrize("mini_batch_size", [None, 2])
 def test_a_loss_that_is_no_number_stops_with_the_batch(tmp_path, rows, processor, mini_batch_size):
     trainer = trainer_of(tmp_path, processor, rows, mini_batch_size=mini_batch_size)
-    trainer.add_callback(At(3, lambda: spoil(trainer)))
+    trainer.add_callback(tiny.At(3, lambda: spoil(trainer)))
     with pytest.raises(ValueError, match="loss is nan .*'?matching'?.* at step 3") as caught:
         trainer.train()
     assert sum(f"{row['image_id']}," in f"{caught.value}," for row in rows) == 4
@@ -372,7 +360,7 @@ def test_a_loss_that_is_no_number_stops_with_the_batch(tmp_path, rows, processor
 def test_a_gradient_that_is_no_number_stops_before_it_spoils_the_weights(tmp_path, rows, processor, options):
     trainer = trainer_of(tmp_path, processor, rows, **options)
     weight = trainer.model.ccrk.itm_head[0].weight
-    trainer.add_callback(At(2, lambda: weight.register_hook(lambda gradient: gradient * float("inf"))))
+    trainer.add_callback(tiny.At(2, lambda: weight.register_hook(lambda gradient: gradient * float("inf"))))
     with pytest.raises(ValueError, match="norm of the gradient is (nan|inf) at step 2.*Images of the batch: photo"):
         trainer.train()
     assert all(parameter.isfinite().all() for parameter in trainer.model.parameters())

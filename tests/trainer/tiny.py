@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from ccrk import CCRkConfig, CCRkForPreTraining, CCRkImageProcessor, CCRkProcessor
 
@@ -87,3 +87,27 @@ def make_model(processor, model_class=CCRkForPreTraining, model_args=None, text=
     }
     sizes = {"num_text_layers": 1, "num_fusion_layers": 1, "projection_dim": 8}
     return model_class(CCRkConfig(vision_config=vision, text_config=text_config, **sizes, **fields))
+
+
+class At(TrainerCallback):
+    """Does something before a step."""
+
+    def __init__(self, step: int, action):
+        self.step, self.action = step, action
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        """Called by the trainer."""
+        if state.global_step == self.step:
+            self.action()
+
+
+def note_used(trainer) -> list[str]:
+    """A list that fills with the ids of the rows that a trainer takes steps with."""
+    step, used = trainer.training_step, []
+
+    def noting(model, inputs, *given):
+        used.extend(inputs["row_ids"])
+        return step(model, inputs, *given)
+
+    trainer.training_step = noting
+    return used

@@ -14,21 +14,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 
 import tiny
-from transformers import TrainerCallback
 
 from ccrk import CCRkTrainer, CCRkTrainingArguments
-
-
-class At(TrainerCallback):
-    """Does something before a step."""
-
-    def __init__(self, step: int, action):
-        self.step, self.action = step, action
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        """Called by the trainer."""
-        if state.global_step == self.step:
-            self.action()
 
 
 def make_trainer(folder: Path, rows, **options) -> CCRkTrainer:
@@ -94,10 +81,10 @@ def run(case: str, folder: Path, rank: int) -> dict:
         trainer.evaluate = evaluate
     if case.startswith("disk"):
         if case.endswith(str(rank)):
-            trainer.add_callback(At(3, lambda: fill_disk(trainer)))
-            trainer.add_callback(At(5, lambda: free_disk(trainer)))
+            trainer.add_callback(tiny.At(3, lambda: fill_disk(trainer)))
+            trainer.add_callback(tiny.At(5, lambda: free_disk(trainer)))
     elif rank == 1:
-        trainer.add_callback(At(2, lambda: spoil(trainer, case)))
+        trainer.add_callback(tiny.At(2, lambda: spoil(trainer, case)))
     trainer.train()
     parts = [value.numpy().tobytes() for value in trainer.model.state_dict().values()]
     return {"weights": hashlib.sha256(b"".join(parts)).hexdigest()}
