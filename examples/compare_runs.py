@@ -20,8 +20,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# two-sided 97.5 % quantiles of Student's t by degrees of freedom
-T_QUANTILES = [float("nan"), 12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262]
+from scipy import stats
 
 
 def figures(report: dict) -> dict[str, float]:
@@ -43,8 +42,8 @@ def interval(values: list[float]) -> str:
     mean = statistics.fmean(values)
     if len(values) < 2:
         return f"{mean:7.2f}"
-    quantile = T_QUANTILES[min(len(values) - 1, len(T_QUANTILES) - 1)]
-    return f"{mean:7.2f} ± {quantile * statistics.stdev(values) / len(values) ** 0.5:5.2f}"
+    error = statistics.stdev(values) / len(values) ** 0.5
+    return f"{mean:7.2f} ± {stats.t.ppf(0.975, len(values) - 1) * error:5.2f}"
 
 
 def train(out: Path, seed: int, options: list[str]) -> dict[str, float]:
@@ -68,19 +67,23 @@ def train(out: Path, seed: int, options: list[str]) -> dict[str, float]:
     return figures(json.loads(report.read_text(encoding="utf-8")))
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Runs what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="folder of the runs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--way", nargs=2, action="append", required=True, metavar=("NAME", "OPTIONS"))
-    parser.add_argument("common", nargs="*", help="options of every run, after --")
-    args = parser.parse_args()
+    ways = {"nargs": 2, "action": "append", "required": True, "metavar": ("NAME", "OPTIONS")}
+    parser.add_argument("--way", **ways, help="a name and, as one word, the options that are its own")
+    parser.epilog = "What follows -- goes to every ccrk train."
+    # argparse takes words after -- for those before the options, so the two parts are told apart here
+    words = sys.argv[1:] if words is None else words
+    end = words.index("--") if "--" in words else len(words)
+    args, common = parser.parse_args(words[:end]), words[end + 1 :]
     results: dict[str, list[dict[str, float]]] = {name: [] for name, _ in args.way}
     for seed in args.seeds:  # seeds first: a comparison that is cut short has every way
         for name, options in args.way:
             folder = args.out / f"{name}-{seed}"
-            results[name].append(train(folder, seed, [*args.common, *shlex.split(options)]))
+            results[name].append(train(folder, seed, [*common, *shlex.split(options)]))
             print(f"{folder}: {json.dumps(results[name][-1])}", flush=True)
     first = args.way[0][0]
     print(f"\n{'':24}" + "".join(f"{name:>18}" for name, _ in args.way) + "   differences from " + first)

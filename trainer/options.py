@@ -275,7 +275,9 @@ class TrainOptions:
     )
     # --- run
     out: str | None = _option("run", "folder for the model, its processor and the figures")
-    resume: bool = _option("run", "go on from the last checkpoint in OUT", "switch", False)
+    resume: bool = _option(
+        "run", "go on from the last checkpoint in OUT, or begin where there is none", "switch", False
+    )
     save_steps: str | int | None = _option(
         "run",
         "keep a checkpoint every so many steps (default: epoch; 10000 for a stream)",

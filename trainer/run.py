@@ -21,6 +21,7 @@ from ccrk.data.corpora import read_corpus, stream_corpus
 from ccrk.data.rows import CaptionDataset, join_corpora
 from ccrk.evaluation.retrieval import evaluate_retrieval, greater_is_better, report_lines
 from ccrk.trainer.arguments_ccrk import CCRkTrainingArguments
+from ccrk.trainer.checkpoints import last_complete_checkpoint
 from ccrk.trainer.options import FIELDS, TrainOptions, flag, nearest
 from ccrk.trainer.recipes import RESOLVED, recipe_text
 from ccrk.trainer.summary import TrainingSummaryCallback
@@ -310,6 +311,7 @@ def training_arguments(options: TrainOptions) -> CCRkTrainingArguments:
         "load_best_model_at_end": best is not None,
         "greater_is_better": None if best is None else greater_is_better(best),
         "report_to": "tensorboard" if options.tensorboard else "none",
+        "use_cpu": not torch.accelerator.is_available(),  # else transformers refuses bfloat16 on a CPU
         "lora_crossattention": options.lora_crossattention or ("lora" if options.model else "full"),
     }
     return CCRkTrainingArguments(**{**given, **other_arguments(options)})
@@ -364,8 +366,10 @@ class TrainingRun:
                 f"ccrk train --recipe {RESOLVED} repeats the run, from the folder that its paths start from."
             )
             (folder / RESOLVED).write_text(recipe_text(options, remark), encoding="utf-8")
+        if options.resume and last_complete_checkpoint(options.out) is None:
+            say(f"no checkpoint in {options.out} yet: the run begins")
         wall = time.time()
-        self.trainer.train(resume_from_checkpoint=options.resume or None)
+        self.trainer.train(resume_from_checkpoint="auto" if options.resume else None)
         used = resource.getrusage(resource.RUSAGE_SELF)
         self.cost = {
             "wall_s": round(time.time() - wall, 1),

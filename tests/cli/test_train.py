@@ -162,6 +162,35 @@ def test_the_page_has_the_table_of_options(group, checkout):
     assert option_table(group) in (checkout / "docs" / "training.md").read_text(encoding="utf-8"), missing
 
 
+def test_resume_is_a_command_that_can_be_given_again(place, capsys):
+    assert train("--resume", "--bf16") == 0
+    assert "no checkpoint in out yet: the run begins" in capsys.readouterr().out
+    first = load_file(place / "out" / "model.safetensors")
+    assert train("--resume", "--bf16") == 0
+    assert "the run begins" not in capsys.readouterr().out
+    again = load_file(place / "out" / "model.safetensors")
+    assert all(first[name].equal(again[name]) for name in first)  # it was at its end
+
+
+def test_the_example_compares_ways(place, capsys):
+    file = Path(__file__).parent.parent.parent / "examples" / "compare_runs.py"
+    spec = importlib.util.spec_from_file_location("compare_runs", file)
+    compare_runs = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(compare_runs)
+    ways = ["--way", "K", "", "--way", "one", "--variant one-to-one --texts-per-image 1"]
+    common = ["--data", "data.jsonl", "--eval", "data.jsonl", "--model", "start", "--max-steps", "1", "--rerank", "0"]
+    words = ["runs", "--seeds", "0", *ways, "--", *common, "--batch-size", "3", "--threads", "1"]
+    compare_runs.main(words)
+    first = capsys.readouterr().out
+    assert "MRV embeddings" in first and first.count('"R@1 embeddings"') == 2
+    configs = [yaml.safe_load((place / "runs" / f"{n}-0" / "training_config.yaml").read_text()) for n in ("K", "one")]
+    assert [one["variant"] for one in configs] == ["balanced", "one-to-one"]
+    before = (place / "runs" / "K-0" / "evaluation.json").stat().st_mtime_ns
+    compare_runs.main(words)  # what is there is not run again
+    assert capsys.readouterr().out == first
+    assert (place / "runs" / "K-0" / "evaluation.json").stat().st_mtime_ns == before
+
+
 def test_two_processes_take_the_steps_of_one(place):
     """Under torchrun; only process 0 prints, and the weights are those of a single process."""
     words = [
@@ -178,7 +207,6 @@ def test_two_processes_take_the_steps_of_one(place):
         "--set",
         "optim=sgd",
     ]
-    words += ["use_cpu=true"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     launch = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command = [*launch, "-m", "ccrk.cli.main", "train", *words, "--out", "two"]
