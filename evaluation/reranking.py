@@ -10,7 +10,8 @@ from tqdm.auto import tqdm
 
 from ccrk.evaluation.features import RetrievalFeatures, precision
 from ccrk.evaluation.sharing import Share
-from ccrk.evaluation.tiles import TILE, best_matches
+from ccrk.evaluation.tiles import best_matches
+from ccrk.metrics.ccr_recall.recall import TILE
 
 RERANK_SCORES = ("itm", "itm+sim", "sim")
 IMAGES_AT_ONCE = 16
@@ -121,7 +122,7 @@ def reranked_ranks(
         batch_size: see `matching_logits`.
         bf16: see there.
         share: see there.
-        tile: see `tiled_ranks`.
+        tile: see `best_matches`.
         progress: show a bar.
 
     Returns:

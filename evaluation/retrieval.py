@@ -10,8 +10,7 @@ import numpy as np
 from ccrk.evaluation.features import RetrievalFeatures, encode, evaluation_mode
 from ccrk.evaluation.reranking import RERANK_SCORES, reranked_ranks
 from ccrk.evaluation.sharing import Share
-from ccrk.evaluation.tiles import TILE, Targets, tiled_ranks
-from ccrk.metrics.ccr_recall.recall import recall_at
+from ccrk.metrics.ccr_recall.recall import TILE, Targets, embedding_ranks, recall_at
 from ccrk.metrics.mrv.rank_variation import mean_rank_variance
 
 LOWER_IS_BETTER = ("loss", "mrv")
@@ -96,7 +95,8 @@ def evaluate_retrieval(
         )
         groups = features.image_groups
         targets = Targets.of_groups(groups[features.text_images], groups)
-        ranks = tiled_ranks(features.text_embeds, features.image_embeds, targets, device=model.device, tile=tile)
+        texts, images = (embeds.to(model.device) for embeds in (features.text_embeds, features.image_embeds))
+        ranks = embedding_ranks(texts, images, targets, tile=tile)
         plain = _by_language(features, ranks, ks)
         for language, figures in plain.items():
             figures |= _image_to_text(features, language, ks, model.device, tile)
@@ -129,7 +129,7 @@ def _image_to_text(features: RetrievalFeatures, language: str, ks, device, tile)
     images = np.flatnonzero(np.isin(features.image_groups, of_texts))
     targets = Targets.of_groups(features.image_groups[images], of_texts)
     embeds = features.image_embeds[images]
-    ranks = tiled_ranks(embeds, features.text_embeds[texts], targets, device=device, tile=tile)
+    ranks = embedding_ranks(embeds.to(device), features.text_embeds[texts].to(device), targets, tile=tile)
     return {f"tr@{k}": value for k, value in recall_at(ranks, ks).items()}
 
 

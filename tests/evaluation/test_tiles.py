@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ccrk.evaluation.tiles import Targets, best_matches, tiled_ranks
-from ccrk.metrics.ccr_recall.recall import target_ranks
+from ccrk.evaluation.tiles import best_matches
+from ccrk.metrics.ccr_recall.recall import Targets, embedding_ranks, target_ranks
 
 TILES = [(1, 1), (3, 4), (5, 7), (64, 64)]
 
@@ -31,7 +31,7 @@ def test_ranks_are_those_of_the_whole_matrix(tile):
         targets = [rng.choice(len(gallery), rng.integers(1, 4), replace=False) for _ in queries]
         expected = target_ranks(scores, targets)
         tied += (expected != target_ranks(scores, targets, ties="optimistic")).sum()
-        assert np.array_equal(tiled_ranks(queries, gallery, targets, tile=tile), expected)
+        assert np.array_equal(embedding_ranks(queries, gallery, targets, tile=tile), expected)
     assert tied > 20
 
 
@@ -49,8 +49,8 @@ def test_both_directions_with_groups(tile):
     ):
         lists = [np.flatnonzero(theirs == group) for group in ours]
         expected = target_ranks(matrix, lists)
-        assert np.array_equal(tiled_ranks(q, g, Targets.of_groups(ours, theirs), tile=tile), expected)
-        assert np.array_equal(tiled_ranks(q, g, lists, tile=tile), expected)
+        assert np.array_equal(embedding_ranks(q, g, Targets.of_groups(ours, theirs), tile=tile), expected)
+        assert np.array_equal(embedding_ranks(q, g, lists, tile=tile), expected)
 
 
 def test_equal_images_are_ties_wherever_they_lie():
@@ -61,7 +61,7 @@ def test_equal_images_are_ties_wherever_they_lie():
     for tile in ((16, 64), (7, 100), (40, 333)):
         for copy in (0, 63, 64, 500, 996):
             gallery[copy] = gallery[1]
-        ranks = tiled_ranks(queries, gallery, [[1]] * 40, tile=tile)
+        ranks = embedding_ranks(queries, gallery, [[1]] * 40, tile=tile)
         alone = np.array([((gallery @ q) > (gallery[1] @ q) + 1e-6).sum().item() for q in queries])
         assert (ranks == alone + 5).all()
 
@@ -101,7 +101,7 @@ def test_no_tensor_grows_with_texts_times_images():
         queries, gallery = (torch.randn(size, 4, generator=generator) for _ in range(2))
         targets = Targets.of_groups(np.arange(size), np.arange(size))
         with Largest() as mode:
-            tiled_ranks(queries, gallery, targets, tile=(128, 128))
+            embedding_ranks(queries, gallery, targets, tile=(128, 128))
             best_matches(queries, gallery, 4, tile=(128, 128))
         largest.append(mode.nbytes)
     # keys of a tile are 8 bytes each; the whole matrix would be a million bytes at the smaller size
@@ -115,7 +115,7 @@ def test_peak_memory_at_forty_thousand_texts_and_images():
     embeds = torch.nn.functional.normalize(torch.randn(size, 64, generator=torch.Generator().manual_seed(0)), dim=1)
     groups = np.arange(size)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    ranks = tiled_ranks(embeds, embeds, Targets.of_groups(groups, groups))
+    ranks = embedding_ranks(embeds, embeds, Targets.of_groups(groups, groups))
     extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(f"{size} x {size}: {extra:.0f} MiB more; the whole matrix is {4 * size**2 / 2**20:.0f} MiB")
     assert (ranks == 0).all()
@@ -125,9 +125,9 @@ def test_peak_memory_at_forty_thousand_texts_and_images():
 def test_what_cannot_be_ranked_is_an_error():
     ok = torch.ones(2, 3)
     with pytest.raises(ValueError, match="query 1 has no right answer"):
-        tiled_ranks(ok, ok, [[0], []])
+        embedding_ranks(ok, ok, [[0], []])
     for bad in (torch.nan, torch.inf):
         with pytest.raises(ValueError, match="not finite"):
-            tiled_ranks(ok * bad, ok, [[0], [1]])
+            embedding_ranks(ok * bad, ok, [[0], [1]])
         with pytest.raises(ValueError, match="not finite"):
             best_matches(ok, ok * bad, 1)
