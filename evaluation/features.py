@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ccrk.evaluation.fingerprints import data_fingerprint, name_of
+from ccrk.evaluation.shards import Shards
 from ccrk.evaluation.sharing import Share
-from ccrk.evaluation.state_store import StateStore
+from ccrk.evaluation.state_store import ShardStates, StateStore
 
 ON_BROKEN = ("raise", "skip")
 # what opening a file, decoding it (datasets decodes when a row is read) or preparing its pixels raises
@@ -37,6 +40,7 @@ class RetrievalFeatures:
         text_states: hidden states of all texts without padding, in the order of `text_places`; None as above.
         text_places: (T,) number of each text in `text_states`.
         text_lengths: (T,) tokens of each text; all zero without re-ranking.
+        cache: where on disk they are kept; None if they are not.
     """
 
     image_embeds: torch.Tensor
@@ -47,10 +51,11 @@ class RetrievalFeatures:
     languages: dict[str, slice]
     skipped: dict
     own_batches: list[np.ndarray] = field(default_factory=list)
-    image_states: StateStore | None = None
-    text_states: StateStore | None = None
+    image_states: StateStore | ShardStates | None = None
+    text_states: StateStore | ShardStates | None = None
     text_places: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     text_lengths: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    cache: Shards | None = None
 
     def close(self) -> None:
         """Frees the stores of hidden states."""
@@ -151,25 +156,80 @@ class _ImageReader:
         return broken
 
 
+def _image_batch(model, reader: _ImageReader, batch: Sequence[int], options: dict) -> tuple[dict, dict] | None:
+    """A batch of images as tensors, `rows`, `embeds` and, for re-ranking, `states`, and notes of what is broken.
+
+    None where reading has met an error that stops the evaluation.
+    """
+    retriever, before = model.retriever, len(reader.broken)
+    good, pixels = reader.read(batch)
+    if reader.error is not None:
+        return None
+    notes = {"broken": reader.broken[before:], "lengths": []}
+    tensors = {
+        "rows": torch.tensor(good, dtype=torch.long),
+        "embeds": torch.empty(0, retriever.config.projection_dim),
+    }
+    if pixels is not None:
+        with precision(model, options["bf16"]):
+            output = retriever.get_image_features(pixels.to(model.device, model.dtype))
+        tensors["embeds"] = output.pooler_output.float().cpu()
+        if options["states"]:
+            hidden = output.last_hidden_state
+            notes["lengths"] = [hidden.shape[1]] * len(hidden)
+            tensors["states"] = hidden.flatten(0, 1)
+    return tensors, notes
+
+
+def _cached(cache: Shards | None, piece: str, compute: Callable[[], tuple[dict, dict] | None]):
+    """A piece of the cache, or what is computed, which is then kept there. States of a kept piece stay on disk."""
+    if cache is None:
+        return compute()
+    found = cache.load(piece, skip=("states",))
+    if found is None:
+        found = compute()
+        if found is not None:
+            cache.save(piece, *found)
+    return found
+
+
+def _store(options: dict) -> StateStore | ShardStates | None:
+    if not options["states"]:
+        return None
+    return StateStore(options["scratch"]) if options["cache"] is None else ShardStates()
+
+
+def _keep(store: StateStore | ShardStates | None, tensors: dict, notes: dict, options: dict, piece: str) -> None:
+    """Puts the states of a batch into the store, or notes where in the cache they are."""
+    if isinstance(store, ShardStates):
+        store.add(options["cache"].path(piece), notes["lengths"])
+    elif store is not None and notes["lengths"]:
+        for states in tensors["states"].split(notes["lengths"]):
+            store.append(states)
+
+
 def _encode_images(model, processor, dataset, share: Share, options: dict) -> tuple[RetrievalFeatures, list]:
     """Embeds the images of this process and gathers those of all; text fields are left empty."""
     retriever, size = model.retriever, options["batch_size"]
     reader = _ImageReader(dataset, processor, options["on_broken"])
     batches = [range(start, min(start + size, len(dataset))) for start in range(0, len(dataset), size)]
-    store = StateStore(options["scratch"]) if options["states"] else None
+    store = _store(options)
     embeds, rows = [torch.empty(0, retriever.config.projection_dim)], []
-    for batch in tqdm(share.mine(batches), desc="images", disable=not options["progress"]):
-        good, pixels = reader.read(batch)
-        if reader.error is not None:
+    numbers = share.mine(range(len(batches)))
+    for number in tqdm(numbers, desc="images", disable=not options["progress"]):
+        piece, computed = f"images-{number:06d}", len(reader.broken)
+        found = _cached(
+            options["cache"], piece, lambda number=number: _image_batch(model, reader, batches[number], options)
+        )
+        if found is None:
             break
-        if pixels is None:
-            continue
-        with precision(model, options["bf16"]):
-            output = retriever.get_image_features(pixels.to(model.device, model.dtype))
-        embeds.append(output.pooler_output.float().cpu())
-        rows.append(good)
-        for states in output.last_hidden_state if store is not None else ():
-            store.append(states)
+        tensors, notes = found
+        if len(reader.broken) == computed:
+            reader.broken += [(row, text) for row, text in notes["broken"]]  # of a piece that was there before
+        if len(tensors["rows"]):
+            embeds.append(tensors["embeds"])
+            rows.append(tensors["rows"].tolist())
+            _keep(store, tensors, notes, options, piece)
     broken = reader.account(share, len(dataset))
     all_rows = torch.cat(share.gather(torch.tensor([row for part in rows for row in part], dtype=torch.long)))
     order = all_rows.argsort()
@@ -188,34 +248,63 @@ def _encode_images(model, processor, dataset, share: Share, options: dict) -> tu
     return features, [row for row, _ in broken]
 
 
+def _text_batch(model, processor, texts: list[str], options: dict) -> tuple[dict, dict]:
+    """A batch of texts as tensors, `embeds` and, for re-ranking, `states` without padding, with their lengths."""
+    batch = processor(text=texts, return_tensors="pt", padding=True).to(model.device)
+    with precision(model, options["bf16"]):
+        output = model.retriever.get_text_features(batch["input_ids"], batch["attention_mask"])
+    tensors, notes = {"embeds": output.pooler_output.float()}, {"lengths": []}
+    if options["states"]:
+        mask = batch["attention_mask"].bool()
+        notes["lengths"] = mask.sum(1).tolist()
+        tensors["states"] = output.last_hidden_state[mask]
+    return tensors, notes
+
+
 def _encode_texts(model, processor, texts: list[str], features: RetrievalFeatures, share: Share, options: dict):
     """Embeds the texts of this process and gathers those of all; with re-ranking their hidden states too."""
-    retriever, size = model.retriever, options["batch_size"]
+    retriever, size, cache = model.retriever, options["batch_size"], options["cache"]
     # sorted by length, so that little padding is computed
     order = sorted(range(len(texts)), key=lambda i: len(texts[i].encode()))
     batches = [order[start : start + size] for start in range(0, len(order), size)]
     features.text_embeds = torch.empty(len(texts), retriever.config.projection_dim)
     features.text_lengths = np.zeros(len(texts), dtype=np.int64)
     features.text_places = np.zeros(len(texts), dtype=np.int64)
-    features.text_states = StateStore(options["scratch"]) if options["states"] else None
+    features.text_states, placed = _store(options), 0
     for step in tqdm(range(0, len(batches), share.world_size), desc="texts", disable=not options["progress"]):
         # in the last step there may be no batch for every process; all take part in the exchange all the same
-        part = batches[min(step + share.rank, len(batches) - 1)]
-        count = len(part) if step + share.rank < len(batches) else 0
-        batch = processor(text=[texts[i] for i in part], return_tensors="pt", padding=True).to(model.device)
-        with precision(model, options["bf16"]):
-            output = retriever.get_text_features(batch["input_ids"], batch["attention_mask"])
-        numbers = share.gather(torch.tensor(part[:count], dtype=torch.long))
-        vectors = share.gather(output.pooler_output[:count].float())
-        features.text_embeds[torch.cat(numbers)] = torch.cat(vectors)
-        if options["states"]:
-            mask = batch["attention_mask"][:count].bool()
-            lengths = torch.cat(share.gather(mask.sum(1))).tolist()
-            tokens = torch.cat(share.gather(output.last_hidden_state[:count][mask]))
-            for i, length, states in zip(torch.cat(numbers).tolist(), lengths, tokens.split(lengths), strict=True):
-                features.text_places[i] = len(features.text_states)
+        number = min(step + share.rank, len(batches) - 1)
+        part, mine = batches[number], step + share.rank < len(batches)
+        compute = partial(_text_batch, model, processor, [texts[i] for i in part], options)
+        tensors, notes = _cached(cache if mine else None, f"texts-{number:06d}", compute)
+        count = len(part) if mine else 0
+        numbers = [part.tolist() for part in share.gather(torch.tensor(part[:count], dtype=torch.long))]
+        vectors = share.gather(tensors["embeds"][:count])
+        features.text_embeds[[i for of_process in numbers for i in of_process]] = torch.cat(vectors)
+        if not options["states"]:
+            continue
+        lengths = [part.tolist() for part in share.gather(torch.tensor(notes["lengths"][:count], dtype=torch.long))]
+        # with a cache the states are in its pieces, which all processes can read; without, they are exchanged
+        states = [None] * share.world_size
+        if cache is None:
+            states = share.gather(tensors["states"][: sum(notes["lengths"][:count])])
+        for process, (rows, of_rows) in enumerate(zip(numbers, lengths, strict=True)):
+            for i, length in zip(rows, of_rows, strict=True):
+                features.text_places[i] = placed
+                placed += 1
                 features.text_lengths[i] = length
-                features.text_states.append(states)
+            found = {"states": states[process]}
+            _keep(features.text_states, found, {"lengths": of_rows}, options, f"texts-{step + process:06d}")
+
+
+def _open_cache(model, processor, dataset, cache, options: dict) -> Shards | None:
+    """The pieces of these weights, this processor, these rows and these options."""
+    if cache is None:
+        return None
+    parts = ["vision_model", "text_model", "visual_projection", "text_projection"]
+    data = data_fingerprint(model, processor, dataset, parts)
+    chosen = {name: options[name] for name in ("languages", "states", "batch_size", "on_broken", "bf16")}
+    return Shards(cache, name_of(data, str(model.dtype), chosen))
 
 
 @torch.inference_mode()
@@ -230,6 +319,7 @@ def encode(
     on_broken: str = "raise",
     bf16: bool = False,
     scratch: str | os.PathLike | None = None,
+    cache: str | os.PathLike | None = None,
     share: Share | None = None,
     progress: bool = False,
 ) -> RetrievalFeatures:
@@ -249,6 +339,8 @@ def encode(
         on_broken: `raise`, or `skip` images that cannot be read, with their captions, and count them.
         bf16: under autocast to bfloat16.
         scratch: folder for hidden states that are too many for memory.
+        cache: folder in which features are kept, batch by batch, under a name for all they depend on; what is there
+            is not computed again.
         share: of this process.
         progress: show bars.
 
@@ -258,6 +350,7 @@ def encode(
     """
     share = share or Share(device=model.device)
     options = {
+        "languages": None if languages is None else list(languages),
         "states": states,
         "batch_size": batch_size,
         "on_broken": on_broken,
@@ -265,8 +358,10 @@ def encode(
         "scratch": scratch,
         "progress": progress and share.rank == 0,
     }
+    options["cache"] = _open_cache(model, processor, dataset, cache, options)
     captions, groups = read_rows(dataset, languages)
     features, broken = _encode_images(model, processor, dataset, share, options)
+    features.cache = options["cache"]
     gone = set(broken)
     kept = {tag: [pair for pair in pairs if pair[0] not in gone] for tag, pairs in captions.items()}
     features.skipped["captions"] = sum(map(len, captions.values())) - sum(map(len, kept.values()))

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ccrk.evaluation.candidates import described_images, find_candidates
 from ccrk.evaluation.features import RetrievalFeatures, encode, evaluation_mode
-from ccrk.evaluation.reranking import RERANK_SCORES, reranked_ranks
+from ccrk.evaluation.reranking import RERANK_SCORES, matching_logits
 from ccrk.evaluation.sharing import Share
+from ccrk.evaluation.stages import PROTOCOLS, FirstStage, SecondStage
 from ccrk.metrics.ccr_recall.recall import TILE, Targets, embedding_ranks, recall_at
-from ccrk.metrics.mrv.rank_variation import mean_rank_variance
+from ccrk.metrics.mrv.rank_variation import DIRECTIONS, mean_rank_variance
 
 LOWER_IS_BETTER = ("loss", "mrv")
 """Ends of the names of figures that are better when lower."""
@@ -25,6 +27,8 @@ def evaluate_retrieval(
     languages: Sequence[str] | None = None,
     rerank: int = 0,
     rerank_score: str = "itm+sim",
+    rerank_directions: Sequence[str] = DIRECTIONS,
+    protocol: str = "ccrk",
     batch_size: int = 64,
     ks: Sequence[int] = (1, 5, 10),
     on_broken: str = "raise",
@@ -32,20 +36,25 @@ def evaluate_retrieval(
     rank: int = 0,
     world_size: int = 1,
     scratch: str | os.PathLike | None = None,
+    cache: str | os.PathLike | None = None,
     tile: tuple[int, int] = TILE,
+    details: bool = False,
     progress: bool = False,
 ) -> dict:
     """Text-to-image and image-to-text recall by language and MRV over a whole data set.
 
     Every caption is a query; ties are counted pessimistically. Rows of equal `image_id` are right answers to each
     other's captions. MRV compares the text-to-image rank of each image's first caption across the languages in which
-    every described image has one. Image-to-text recall is by embeddings.
+    every described image has one.
+
+    With `rerank` the best candidates of both directions are scored by the fusion encoder, each pair once, and put
+    above the rest, which keeps its order by embeddings.
 
     Memory of N images and T texts, beyond the model, one batch and the captions themselves: 4 D (N + T) bytes of
     embeddings (twice that while they are gathered from several processes) and a few times 4 `tile[0] tile[1]` bytes;
-    nothing grows with N T. Re-ranking adds about 50 `rerank` T bytes of candidates and the keys and values of 16
-    images. Hidden states of images and texts, up to 64 MiB each, stay in memory; beyond that they lie in a temporary
-    file of their size, in the precision in which the towers give them.
+    nothing grows with N T. Re-ranking adds about 60 bytes for each pair and the keys and values of 16 images. Hidden
+    states of images and texts, up to 64 MiB each, stay in memory; beyond that they lie in a temporary file of their
+    size, in the precision in which the towers give them, or in the cache.
 
     Args:
         model: a CCRk model, not wrapped for distributed training.
@@ -53,8 +62,11 @@ def evaluate_retrieval(
         dataset: map-style rows of `image`, `captions` and, optional, `image_id`; images without captions are
             distractors.
         languages: those to evaluate; all by default.
-        rerank: images re-scored for each text; 0 ranks by embeddings alone.
-        rerank_score: see `reranked_ranks`.
+        rerank: candidates re-scored for each query; 0 ranks by embeddings alone.
+        rerank_score: see `rerank_scores`.
+        rerank_directions: `text-to-image`, `image-to-text` or, by default, both.
+        protocol: `ccrk`, or `official` for the authors': `rerank_score` is `itm`, and what is not among the best
+            is tied at the bottom, so its rank is nowhere and for MRV in the middle of those places.
         batch_size: images, texts or pairs in one pass.
         ks: the k of recall at k.
         on_broken: `raise`, or `skip` images that cannot be read, with their captions; they are counted.
@@ -63,19 +75,26 @@ def evaluate_retrieval(
         world_size: number of processes. Each embeds and re-scores its share; all return the same report, which is
             that of one process. `torch.distributed` has to be initialised.
         scratch: folder for hidden states that are too many for memory; the system's temporary one by default.
+        cache: folder in which features and scores are kept while they are computed, under a name for all they depend
+            on. A run that was cut off goes on from there, with the same figures; another model or data set has
+            another name. Nothing is removed.
         tile: texts and images (or images and texts) whose similarities are held at once.
+        details: also return what the report of consistency needs: `items`, `curve`, `consistency`.
         progress: show bars.
 
     Returns:
-        `{"languages": {tag: {"ir@1": ..., "tr@1": ..., "queries": n}}, "mrv": {...}, "images": n, "skipped":
-        {"images": n, "captions": n, "examples": [...]}}`, and under `"reranked"` the same for re-ranked
-        text-to-image search. Recall is a share between 0 and 1.
+        `{"languages": {tag: {"ir@1": ..., "tr@1": ..., "queries": n}}, "mrv": {...}, "images": n, "texts": n,
+        "skipped": {"images": n, "captions": n, "examples": [...]}}`, and under `"reranked"` the same for the
+        re-ranked directions. Recall is a share between 0 and 1.
 
     Raises:
         ValueError: if a language has no captions, an option is unknown, no image can be read, or figures of the
             model are not finite.
-        OSError: if an image file is not there, or there is no room for hidden states.
+        OSError: if an image file is not there, or there is no room for hidden states or for the cache.
     """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol is '{protocol}'; it is one of {', '.join(PROTOCOLS)}")
+    rerank_score = "itm" if protocol == "official" else rerank_score
     if rerank_score not in RERANK_SCORES:
         raise ValueError(f"rerank_score is '{rerank_score}'; it is one of {', '.join(RERANK_SCORES)}")
     share = Share(rank, world_size, model.device)
@@ -90,50 +109,65 @@ def evaluate_retrieval(
             on_broken=on_broken,
             bf16=bf16,
             scratch=scratch,
+            cache=cache,
             share=share,
             progress=progress,
         )
-        groups = features.image_groups
-        targets = Targets.of_groups(groups[features.text_images], groups)
-        texts, images = (embeds.to(model.device) for embeds in (features.text_embeds, features.image_embeds))
-        ranks = embedding_ranks(texts, images, targets, tile=tile)
-        plain = _by_language(features, ranks, ks)
-        for language, figures in plain.items():
-            figures |= _image_to_text(features, language, ks, model.device, tile)
-            figures["queries"] = len(features.text_images[features.languages[language]])
+        place = {"device": model.device, "tile": tile}
+        ranks = plain_ranks(features, **place)
         result = {
+            "protocol": protocol,
             "images": len(features.image_embeds),
-            "languages": plain,
-            "mrv": _mrv(features, ranks),
+            "texts": len(features.text_embeds),
+            **_figures(features, ranks, ks),
             "skipped": features.skipped,
         }
+        for language, figures in result["languages"].items():
+            figures["queries"] = len(features.text_images[features.languages[language]])
+        search = FirstStage(features, ranks)
         if rerank:
-            options = {"batch_size": batch_size, "bf16": bf16, "share": share, "tile": tile, "progress": progress}
-            ranks = reranked_ranks(model, features, ranks, rerank, rerank_score, **options)
-            figures = {"languages": _by_language(features, ranks, ks), "mrv": _mrv(features, ranks)}
+            candidates = find_candidates(features, rerank, rerank_directions, **place)
+            options = {"batch_size": batch_size, "bf16": bf16, "share": share, "progress": progress}
+            logits = matching_logits(model, features, candidates, **options)
+            temperature = model.retriever.temperature.item()
+            search = SecondStage(features, ranks, candidates, logits, rerank_score, temperature, protocol)
+            figures = _figures(features, search.ranks(), ks, **search.misses())
             result["reranked"] = {"top": rerank, "score": rerank_score, **figures}
+        if details:
+            result |= search.details(dataset, lambda ranks, **misses: _figures(features, ranks, ks, **misses))
         features.close()
     return result
 
 
-def _by_language(features: RetrievalFeatures, ranks: np.ndarray, ks) -> dict[str, dict[str, float]]:
-    return {
-        language: {f"ir@{k}": value for k, value in recall_at(ranks[texts], ks).items()}
-        for language, texts in features.languages.items()
-    }
+def plain_ranks(features: RetrievalFeatures, *, device="cpu", tile: tuple[int, int] = TILE) -> dict[str, np.ndarray]:
+    """Ranks by embeddings of every text among the images, and of every image among the texts of each language.
+
+    Returns:
+        `text-to-image` -> (T,), and each language -> (n,) for the images that have a caption in it.
+    """
+    groups = features.image_groups
+    of_texts = groups[features.text_images]
+    texts, images = features.text_embeds.to(device), features.image_embeds.to(device)
+    ranks = {"text-to-image": embedding_ranks(texts, images, Targets.of_groups(of_texts, groups), tile=tile)}
+    for tag, chosen in features.languages.items():
+        described = described_images(features, tag)
+        targets = Targets.of_groups(groups[described], of_texts[chosen])
+        ranks[tag] = embedding_ranks(images[described], texts[chosen], targets, tile=tile)
+    return ranks
 
 
-def _image_to_text(features: RetrievalFeatures, language: str, ks, device, tile) -> dict[str, float]:
-    texts = features.languages[language]
-    of_texts = features.image_groups[features.text_images[texts]]
-    images = np.flatnonzero(np.isin(features.image_groups, of_texts))
-    targets = Targets.of_groups(features.image_groups[images], of_texts)
-    embeds = features.image_embeds[images]
-    ranks = embedding_ranks(embeds.to(device), features.text_embeds[texts].to(device), targets, tile=tile)
-    return {f"tr@{k}": value for k, value in recall_at(ranks, ks).items()}
+def _figures(features: RetrievalFeatures, ranks: dict[str, np.ndarray], ks, **misses) -> dict:
+    """Recall by language in the directions whose ranks are given, and MRV of texts."""
+    languages: dict[str, dict[str, float]] = {}
+    for tag, texts in features.languages.items():
+        ways = {"ir": ranks["text-to-image"][texts]} if "text-to-image" in ranks else {}
+        ways |= {"tr": ranks[tag]} if tag in ranks else {}
+        languages[tag] = {f"{way}@{k}": v for way, of_way in ways.items() for k, v in recall_at(of_way, ks).items()}
+    mrv = _mrv(features, ranks["text-to-image"], **misses) if "text-to-image" in ranks else None
+    return {"languages": languages, "mrv": mrv}
 
 
-def _mrv(features: RetrievalFeatures, ranks: np.ndarray) -> dict | None:
+def _mrv(features: RetrievalFeatures, ranks: np.ndarray, **misses) -> dict | None:
     """MRV over the languages that describe every described image; None with fewer than two of them."""
     described = np.unique(features.text_images)
     first = {}
@@ -141,7 +175,7 @@ def _mrv(features: RetrievalFeatures, ranks: np.ndarray) -> dict | None:
         images, places = np.unique(features.text_images[texts], return_index=True)
         if len(images) == len(described):
             first[language] = ranks[texts][places]
-    return {**mean_rank_variance(first), "languages": sorted(first)} if len(first) > 1 else None
+    return mean_rank_variance({tag: first[tag] for tag in sorted(first)}, **misses) if len(first) > 1 else None
 
 
 def flat_metrics(report: dict, prefix: str = "eval") -> dict[str, float]:

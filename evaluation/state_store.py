@@ -1,12 +1,14 @@
-"""Hidden states that wait for re-ranking: in memory while they are few, in a temporary file when they are many."""
+"""Hidden states that wait for re-ranking: in memory, in a temporary file, or in the shards of a cache."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from array import array
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 
 IN_MEMORY = 64 * 2**20
 """Bytes up to which a store stays in memory."""
@@ -69,3 +71,35 @@ class StateStore:
         self._file.seek(start)
         data = bytearray(self._file.read(end - start))
         return torch.frombuffer(data, dtype=self._dtype).reshape(-1, self._width)
+
+
+class ShardStates:
+    """The same, read from shards that a cache has on disk: files of safetensors, memory-mapped.
+
+    A shard holds `states (tokens, width)`, the tensors of its items one after the other.
+    """
+
+    def __init__(self):
+        self._places: list[tuple[Path, int, int]] = []
+        self._open: tuple[Path, object] | None = None
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def add(self, shard: Path, lengths: list[int]) -> None:
+        """The next items are those of a shard, with so many rows each."""
+        start = 0
+        for length in lengths:
+            self._places.append((shard, start, start + length))
+            start += length
+
+    def read(self, number: int) -> torch.Tensor:
+        """The tensor of the item that was added as `number`."""
+        shard, start, end = self._places[number]
+        if self._open is None or self._open[0] != shard:
+            self._open = (shard, safe_open(shard, framework="pt").get_slice("states"))
+        return self._open[1][start:end]
+
+    def close(self) -> None:
+        """Lets go of the file that was read last."""
+        self._open = None

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import logging
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +19,7 @@ from tqdm.auto import tqdm
 
 from ccrk.data.images import CAUSES, BrokenImageError, load_image
 from ccrk.data.report import SkipReport
+from ccrk.evaluation.fingerprints import TOWERS, data_fingerprint, texts_of
 from ccrk.trainer.checkpoints import free_space, is_disk_error
 
 logger = logging.getLogger(__name__)
@@ -29,65 +27,6 @@ logger = logging.getLogger(__name__)
 
 PARTS = ("images", "texts")
 TOKENS_AT_ONCE = 4096  # of texts that pass through the tower together
-
-
-def fingerprint(model, processor, dataset, parts: tuple[str, ...] = PARTS) -> str:
-    """Names what the features depend on: the towers' weights, the processor and the data set's rows."""
-    digest = hashlib.sha256()
-    retriever = model.retriever
-    digest.update(",".join(parts).encode())
-    for tower in [getattr(retriever, {"images": "vision_model", "texts": "text_model"}[part]) for part in parts]:
-        for name, tensor in sorted(tower.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().float().numpy().tobytes())
-    digest.update(json.dumps([processor.to_dict(), CAUSES], sort_keys=True, default=str).encode())
-    for row in dataset:
-        texts = [str(text) for text in _texts(row)]
-        languages = [str(caption.get("language")) for caption in row["captions"] or [] if isinstance(caption, Mapping)]
-        digest.update(json.dumps([str(row.get("image_id")), texts, languages]).encode())
-        if "images" in parts:
-            digest.update(_image_identity(row["image"]))
-    return digest.hexdigest()[:16]
-
-
-def _texts(row: Mapping[str, Any]) -> list[Any]:
-    """What stands in the place of each caption's text; None where nothing does."""
-    return [caption.get("text") if isinstance(caption, Mapping) else None for caption in row["captions"] or []]
-
-
-def _image_identity(image: Any) -> bytes:
-    """Bytes that change when an image does: its bytes or pixels, or the path, size and time of its file."""
-    if isinstance(image, Mapping):
-        data = image.get("bytes")
-        image = image.get("path") if data is None else data
-    if isinstance(image, (bytes, bytearray, memoryview)):
-        return hashlib.sha256(image).digest()
-    if isinstance(image, str) and image.lower().startswith("data:"):
-        return hashlib.sha256(image.encode()).digest()
-    if isinstance(image, (str, os.PathLike)):
-        return f"{os.fspath(image)} {_stamp(image)}".encode()
-    path = getattr(image, "path", None)
-    if is_dataclass(image) and isinstance(path, (str, os.PathLike)):
-        return f"{image!r} {_stamp(path)}".encode()  # a part of a file
-    try:
-        if hasattr(image, "read"):
-            data = image.read()
-            if hasattr(image, "seek"):
-                image.seek(0)
-            return hashlib.sha256(data).digest()
-        if isinstance(image, Image.Image):
-            return f"{image.mode} {image.size}".encode() + image.tobytes()
-        return np.ascontiguousarray(image).tobytes() if isinstance(image, np.ndarray) else repr(image).encode()
-    except Exception as error:  # whatever an image that cannot be read raises; it is broken, and that is what it is
-        return f"unreadable {type(error).__name__}".encode()
-
-
-def _stamp(path: str | os.PathLike) -> str:
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError) as error:
-        return type(error).__name__
-    return f"{status.st_size} {status.st_mtime_ns}"
 
 
 class FeatureCache:
@@ -164,7 +103,8 @@ class FeatureCache:
             ValueError: if a feature is not finite, no image or no caption can be used at all, or with
                 `on_broken="raise"` one of them cannot.
         """
-        folder = Path(folder) / fingerprint(model, processor, dataset, parts)
+        towers = [TOWERS[part] for part in parts]
+        folder = Path(folder) / data_fingerprint(model, processor, dataset, towers)
         if _is_complete(folder, len(dataset), parts):
             return cls(folder)
         was_training = model.training
@@ -199,7 +139,7 @@ def _write_layout(folder: Path, processor, dataset, on_broken: str) -> list[list
     texts, first, usable = [], [], []
     for row in dataset:
         first.append(len(texts))
-        for text in _texts(row):
+        for text in texts_of(row):
             try:
                 texts.append(processor.prepare_text(text, f"a caption of image '{row.get('image_id')}'"))
                 usable.append(True)

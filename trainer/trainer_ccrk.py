@@ -527,6 +527,7 @@ class CCRkTrainer(SafeCheckpoints, Trainer):
             dataset,
             languages=self.args.eval_languages,
             rerank=self.args.eval_rerank,
+            rerank_directions=["text-to-image"],  # one figure to choose by, at half the cost
             batch_size=self.args.eval_batch_size,
             on_broken=self.args.on_broken,
             bf16=self.args.bf16 or self.args.bf16_full_eval,

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import datasets
 import numpy as np
 import pytest
@@ -12,13 +9,6 @@ import torch
 
 from ccrk.evaluation import features, reranking, state_store
 from ccrk.evaluation.retrieval import evaluate_retrieval, flat_metrics, greater_is_better, report_lines
-
-spec = importlib.util.spec_from_file_location(
-    "trainer_conftest", Path(__file__).parent.parent / "trainer" / "conftest.py"
-)
-fixtures = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fixtures)
-rows, processor, make_model = fixtures.rows, fixtures.processor, fixtures.make_model
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
@@ -12,9 +13,14 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from transformers import BatchEncoding
 
 from ccrk.configuration_ccrk import CCRkVisionConfig
 from ccrk.conversion_ccrk import convert_state, official_config, read_checkpoint, read_official_config, rename
+from ccrk.evaluation.candidates import find_candidates
+from ccrk.evaluation.features import encode
+from ccrk.evaluation.reranking import matching_logits, rerank_scores
+from ccrk.evaluation.retrieval import evaluate_retrieval
 from ccrk.image_tower_ccrk import CCRkImageTower, interpolate_relative_positions
 from ccrk.losses_ccrk import matching_loss, one_to_k, one_to_one
 from ccrk.sampling_ccrk import MatchingPairs, negative_weights, positive_text_weights
@@ -330,7 +336,40 @@ def swin_rows(path: Path) -> Iterator[Row]:
         yield compare(prefix + key, parameters[names[name]].grad, tensors[key], GRADIENT)
 
 
-EXT_GROUPS = ("model", "contrastive", "matching", "masked", "finetune", "relpos")
+class Gallery:
+    """In the place of a processor: hands out the pixels and tokens of the reference by number."""
+
+    def __init__(self, ext: dict[str, torch.Tensor]):
+        self.tensors = {name.removeprefix("rerank."): ext[name] for name in ext if name.startswith("rerank.")}
+
+    def __call__(self, images=None, text=None, **kwargs) -> BatchEncoding:
+        if images is not None:
+            return BatchEncoding({"pixel_values": self.tensors["pixel_values"][list(images)]})
+        rows = [int(number) for number in text]
+        return BatchEncoding({name: self.tensors[name][rows] for name in ("input_ids", "attention_mask")})
+
+
+def rerank_rows(reference: Reference, ext: dict[str, torch.Tensor]) -> Iterator[Row]:
+    """`rerank.*`: the authors' two stages in both directions; -100 is what is not among the best."""
+    model = reference.model.eval()
+    captions = [[{"language": "en", "text": str(t)} for t in (2 * i, 2 * i + 1)] for i in range(6)]
+    rows = [{"image": i, "captions": captions[i]} for i in range(6)]
+    features = encode(model, Gallery(ext), rows, states=True, batch_size=4)
+    similarity = features.image_embeds @ features.text_embeds.t()
+    yield compare("rerank.sims_i2t", similarity, ext["rerank.sims_i2t"], OUTPUT)
+    yield compare("rerank.sims_t2i", similarity.t(), ext["rerank.sims_t2i"], OUTPUT)
+    for top, prefix in ((4, "rerank.scores_"), (6, "rerank.scores6_")):
+        candidates = find_candidates(features, top)
+        logits = matching_logits(model, features, candidates, batch_size=5)
+        temperature = model.ccrk.temperature.item()
+        for name, best in (("t2i", candidates.of_texts), ("i2t", candidates.of_images["en"])):
+            expected = ext[prefix + name]
+            scores = torch.full_like(expected, -100)
+            scores.scatter_(1, torch.from_numpy(best.items), rerank_scores(best, logits, "itm", temperature))
+            yield compare(prefix + name, scores, expected, OUTPUT)
+
+
+EXT_GROUPS = ("model", "contrastive", "matching", "masked", "finetune", "relpos", "rerank")
 
 
 def ext_rows(group: str, reference: Reference, ext: dict[str, torch.Tensor]) -> Iterator[Row]:
@@ -338,6 +377,7 @@ def ext_rows(group: str, reference: Reference, ext: dict[str, torch.Tensor]) -> 
     if group in ("contrastive", "relpos"):
         return {"contrastive": contrastive_rows, "relpos": relpos_rows}[group](ext)
     functions = {"model": model_rows, "matching": matching_rows, "masked": masked_rows, "finetune": finetune_rows}
+    functions["rerank"] = rerank_rows
     return functions[group](reference, ext)
 
 
@@ -366,6 +406,23 @@ def test_golden_base(golden):
 @pytest.mark.parametrize("group", EXT_GROUPS)
 def test_golden_ext(golden, group):
     check(ext_rows(group, *golden))
+
+
+@pytest.mark.parametrize(("top", "metrics"), [(0, "metrics_dual"), (4, "metrics_cross"), (6, "metrics_cross_k6")])
+def test_figures_of_the_authors_evaluation(golden, shared, top, metrics):
+    """Their recall where it is defined: among the re-ranked, or everywhere without re-ranking."""
+    reference, ext = golden
+    expected = json.loads((shared / "reference" / "golden_ext" / "meta.json").read_text())["rerank"][metrics]
+    rows = [{"image": i, "captions": [{"language": "en", "text": str(2 * i + j)} for j in (0, 1)]} for i in range(6)]
+    options = {"rerank": top, "protocol": "official", "batch_size": 4}
+    report = evaluate_retrieval(reference.model, Gallery(ext), rows, **options)
+    figures = report["reranked" if top else "languages"]
+    figures = (figures["languages"] if top else figures)["en"]
+    defined = [k for k in (1, 5, 10) if not top or k <= top]
+    assert defined
+    for k in defined:
+        assert 100 * figures[f"ir@{k}"] == pytest.approx(expected[f"img_r{k}"])
+        assert 100 * figures[f"tr@{k}"] == pytest.approx(expected[f"txt_r{k}"])
 
 
 @pytest.mark.parametrize("size", ["w4_128", "w7_224", "w8_256", "w12_384", "w15_480"])
