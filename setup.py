@@ -49,7 +49,15 @@ EXTRAS = {
     # matplotlib draws the curves of a training, tensorboard shows them while it runs
     "train": ["accelerate>=1.15.0", DATASETS, "matplotlib>=3.11.2", "peft>=0.21.2", "tensorboard>=2.21.0"],
     "evaluate": ["evaluate>=0.4.6,<0.5", DATASETS, "scipy>=1.17.1"],
-    "dev": ["build>=1.3.0", "import-linter>=2.17", "pytest>=9.2.0", "ruff>=0.17.6", "setuptools>=77"],
+    # pytrec-eval-terrier computes figures from the TREC files that we write, to compare with ours
+    "dev": [
+        "build>=1.3.0",
+        "import-linter>=2.17",
+        "pytest>=9.2.0",
+        "pytrec-eval-terrier>=0.5.11",
+        "ruff>=0.17.6",
+        "setuptools>=77",
+    ],
 }
 # everything a user can switch on; the tools of the developers stay apart
 EXTRAS["all"] = sorted({*EXTRAS["train"], *EXTRAS["evaluate"]})

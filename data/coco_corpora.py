@@ -5,6 +5,7 @@ The image id is COCO's number in all of them, so `join_corpora` makes them one m
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -112,7 +113,7 @@ def read_coco_captions(
     *,
     images: str | Path | None = None,
     languages: Sequence[str] | None = None,
-    split: str | Path | None = None,
+    split: str | Path | Collection[str] | None = None,
     language: str | None = None,
     check_images: bool = True,
 ) -> CaptionDataset:
@@ -125,7 +126,7 @@ def read_coco_captions(
         path: the file.
         images: folder with these folders, or of the images; by default the folder of the file.
         languages: languages to keep; all by default.
-        split: a text file that names the images to keep, one a line; all by default.
+        split: a text file that names the images to keep, one a line, or their ids; all by default.
         language: language of the file; `ja` for YJCaptions and STAIR.
         check_images: whether to see if the image files are there.
 
@@ -141,7 +142,8 @@ def read_coco_captions(
     annotations = _objects(data, "annotations", path)
     listed = _objects(data, "images", path) if "images" in data else []
     names = {str(item.get("id")): item.get("file_name") for item in listed}
-    wanted = None if split is None else _split_file(split)
+    named = isinstance(split, (str, os.PathLike))
+    wanted = None if split is None else set(image_ids_of_list(split)) if named else set(split)
     for place, item in enumerate(annotations):
         image_id = str(item.get("image_id", ""))
         if not image_id.isdecimal() and image_id not in names:
@@ -154,10 +156,10 @@ def read_coco_captions(
     return joiner.dataset(path)
 
 
-def _split_file(path: str | Path) -> set[str]:
-    """Image ids of a text file that names an image a line."""
+def image_ids_of_list(path: str | Path) -> list[str]:
+    """Image ids of a text file that names an image a line, in its order."""
     lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    return {coco_id(line.split()[0]) for line in lines if line.strip()}
+    return list(dict.fromkeys(coco_id(line.split()[0]) for line in lines if line.strip()))
 
 
 _COCO_CN_SOURCES = {
@@ -203,7 +205,7 @@ def read_coco_cn(
         listed = Path(split) if Path(split).is_file() else root / f"coco-cn_{split}.txt"
         if not listed.is_file():
             raise ValueError(f"'{root}' has no list of images for the split '{split}' ('{listed.name}')")
-        wanted = _split_file(listed)
+        wanted = set(image_ids_of_list(listed))
     for source, file in files:
         for number, line in enumerate(file.read_text(encoding="utf-8-sig").split("\n"), 1):
             if not line.strip():
