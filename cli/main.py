@@ -20,6 +20,7 @@ import ccrk
 COMMANDS = {
     "demo": "train a small model and search with it, from start to finish",
     "train": "train on your captions",
+    "evaluate": "measure recall and consistency, by language, with a report",
     "search": "find photos by captions and captions by photos",
     "convert": "turn a checkpoint of the authors' code into a model folder",
 }

@@ -65,6 +65,17 @@ class CaptionDataset:
         return text
 
 
+def first_captions(dataset: CaptionDataset) -> CaptionDataset:
+    """The first caption of each language: one query for each image and language."""
+    rows = []
+    for row in dataset.rows:
+        first: dict[str, dict] = {}
+        for caption in row["captions"]:
+            first.setdefault(caption["language"], caption)
+        rows.append({**row, "captions": list(first.values())})
+    return CaptionDataset(rows, dataset.skipped)
+
+
 def checked(dataset: CaptionDataset, path: Any, languages: Sequence[str] | None = None) -> CaptionDataset:
     """The data set itself.
 

@@ -11,7 +11,7 @@ from ccrk.evaluation.candidates import described_images, find_candidates
 from ccrk.evaluation.features import RetrievalFeatures, encode, evaluation_mode
 from ccrk.evaluation.reranking import RERANK_SCORES, matching_logits
 from ccrk.evaluation.sharing import Share
-from ccrk.evaluation.stages import PROTOCOLS, FirstStage, SecondStage
+from ccrk.evaluation.stages import PROTOCOLS, FirstStage, SecondStage, first_texts
 from ccrk.metrics.ccr_recall.recall import TILE, Targets, embedding_ranks, recall_at
 from ccrk.metrics.mrv.rank_variation import DIRECTIONS, mean_rank_variance
 
@@ -25,6 +25,7 @@ def evaluate_retrieval(
     dataset,
     *,
     languages: Sequence[str] | None = None,
+    mrv_languages: Sequence[str] | None = None,
     rerank: int = 0,
     rerank_score: str = "itm+sim",
     rerank_directions: Sequence[str] = DIRECTIONS,
@@ -44,8 +45,7 @@ def evaluate_retrieval(
     """Text-to-image and image-to-text recall by language and MRV over a whole data set.
 
     Every caption is a query; ties are counted pessimistically. Rows of equal `image_id` are right answers to each
-    other's captions. MRV compares the text-to-image rank of each image's first caption across the languages in which
-    every described image has one.
+    other's captions. MRV compares the text-to-image rank of each image's first caption across languages.
 
     With `rerank` the best candidates of both directions are scored by the fusion encoder, each pair once, and put
     above the rest, which keeps its order by embeddings.
@@ -62,6 +62,8 @@ def evaluate_retrieval(
         dataset: map-style rows of `image`, `captions` and, optional, `image_id`; images without captions are
             distractors.
         languages: those to evaluate; all by default.
+        mrv_languages: those that MRV compares, over the images that have a caption in all of them; by default the
+            languages in which every described image has one.
         rerank: candidates re-scored for each query; 0 ranks by embeddings alone.
         rerank_score: see `rerank_scores`.
         rerank_directions: `text-to-image`, `image-to-text` or, by default, both.
@@ -119,7 +121,7 @@ def evaluate_retrieval(
             "protocol": protocol,
             "images": len(features.image_embeds),
             "texts": len(features.text_embeds),
-            **_figures(features, ranks, ks),
+            **_figures(features, ranks, ks, mrv_languages),
             "skipped": features.skipped,
         }
         for language, figures in result["languages"].items():
@@ -131,10 +133,12 @@ def evaluate_retrieval(
             logits = matching_logits(model, features, candidates, **options)
             temperature = model.retriever.temperature.item()
             search = SecondStage(features, ranks, candidates, logits, rerank_score, temperature, protocol)
-            figures = _figures(features, search.ranks(), ks, **search.misses())
+            figures = _figures(features, search.ranks(), ks, mrv_languages, **search.misses())
             result["reranked"] = {"top": rerank, "score": rerank_score, **figures}
         if details:
-            result |= search.details(dataset, lambda ranks, **misses: _figures(features, ranks, ks, **misses))
+            result |= search.details(
+                dataset, lambda ranks, **misses: _figures(features, ranks, ks, mrv_languages, **misses)
+            )
         features.close()
     return result
 
@@ -156,26 +160,35 @@ def plain_ranks(features: RetrievalFeatures, *, device="cpu", tile: tuple[int, i
     return ranks
 
 
-def _figures(features: RetrievalFeatures, ranks: dict[str, np.ndarray], ks, **misses) -> dict:
+def _figures(features: RetrievalFeatures, ranks: dict[str, np.ndarray], ks, mrv_languages=None, **misses) -> dict:
     """Recall by language in the directions whose ranks are given, and MRV of texts."""
     languages: dict[str, dict[str, float]] = {}
     for tag, texts in features.languages.items():
         ways = {"ir": ranks["text-to-image"][texts]} if "text-to-image" in ranks else {}
         ways |= {"tr": ranks[tag]} if tag in ranks else {}
         languages[tag] = {f"{way}@{k}": v for way, of_way in ways.items() for k, v in recall_at(of_way, ks).items()}
-    mrv = _mrv(features, ranks["text-to-image"], **misses) if "text-to-image" in ranks else None
+    mrv = _mrv(features, ranks["text-to-image"], mrv_languages, **misses) if "text-to-image" in ranks else None
     return {"languages": languages, "mrv": mrv}
 
 
-def _mrv(features: RetrievalFeatures, ranks: np.ndarray, **misses) -> dict | None:
-    """MRV over the languages that describe every described image; None with fewer than two of them."""
+def _mrv(features: RetrievalFeatures, ranks: np.ndarray, languages=None, **misses) -> dict | None:
+    """MRV of each image's first captions; None with fewer than two languages.
+
+    Over the languages asked for and the images that have a caption in all of them; by default over the languages that
+    describe every described image.
+    """
+    first = first_texts(features)
     described = np.unique(features.text_images)
-    first = {}
-    for language, texts in features.languages.items():
-        images, places = np.unique(features.text_images[texts], return_index=True)
-        if len(images) == len(described):
-            first[language] = ranks[texts][places]
-    return mean_rank_variance({tag: first[tag] for tag in sorted(first)}, **misses) if len(first) > 1 else None
+    if languages is None:
+        languages = [tag for tag in sorted(first) if (first[tag][described] >= 0).all()]
+    elif not set(languages) <= set(first):
+        return None
+    if len(languages) < 2:
+        return None
+    together = np.flatnonzero(np.all([first[tag] >= 0 for tag in languages], axis=0))
+    if not len(together):
+        return None
+    return mean_rank_variance({tag: ranks[first[tag][together]] for tag in languages}, **misses)
 
 
 def flat_metrics(report: dict, prefix: str = "eval") -> dict[str, float]:

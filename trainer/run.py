@@ -18,7 +18,7 @@ from transformers import AutoProcessor, AutoTokenizer, EarlyStoppingCallback, Tr
 import ccrk
 from ccrk import CCRkForPreTraining, CCRkImageProcessor, CCRkModel, CCRkProcessor
 from ccrk.data.corpora import read_corpus, stream_corpus
-from ccrk.data.rows import CaptionDataset, join_corpora
+from ccrk.data.rows import CaptionDataset, first_captions, join_corpora
 from ccrk.evaluation.retrieval import evaluate_retrieval, greater_is_better, report_lines
 from ccrk.trainer.arguments_ccrk import CCRkTrainingArguments
 from ccrk.trainer.checkpoints import last_complete_checkpoint
@@ -152,17 +152,6 @@ def open_stream(options: TrainOptions):
 def captions_as_rows(dataset: CaptionDataset) -> CaptionDataset:
     """Each caption as a row of its own; the image id says which belong to one photo."""
     rows = [{**row, "captions": [caption]} for row in dataset.rows for caption in row["captions"]]
-    return CaptionDataset(rows, dataset.skipped)
-
-
-def first_captions(dataset: CaptionDataset) -> CaptionDataset:
-    """The first caption of each language: one query per photo and language."""
-    rows = []
-    for row in dataset.rows:
-        first: dict[str, dict] = {}
-        for caption in row["captions"]:
-            first.setdefault(caption["language"], caption)
-        rows.append({**row, "captions": list(first.values())})
     return CaptionDataset(rows, dataset.skipped)
 
 
