@@ -211,7 +211,7 @@ def evaluate(options: EvaluationOptions, say=print) -> list[dict]:
             details=True,
             progress=True,
         )
-        cost = {"wall_s": round(time.perf_counter() - begun, 1), "cpu_s": round(_cpu_seconds() - before, 1)}
+        cost = {"wall_s": round(time.perf_counter() - begun, 2), "cpu_s": round(_cpu_seconds() - before, 2)}
         named = {"name": options.name or Path(options.model).name, "benchmark": options.benchmark, "part": label}
         results.append({**named, **result, "settings": _settings(options, cost)})
         say(f"\n{label}" if len(parts) > 1 else "")

@@ -233,7 +233,15 @@ def test_every_training_argument_has_its_default():
         assert ast.literal_eval(told[name]) == plain_default(fields[name]), name
 
 
-@pytest.mark.parametrize(("command", "name"), [("train", "training"), ("search", "search"), ("convert", "converting")])
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [
+        ("train", "training"),
+        ("evaluate", "evaluation"),
+        ("search", "search"),
+        ("convert", "converting"),
+    ],
+)
 def test_every_option_is_told(command: str, name: str):
     parser = argparse.ArgumentParser()
     importlib.import_module(f"ccrk.cli.{command}").add_arguments(parser)
