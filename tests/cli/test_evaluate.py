@@ -108,6 +108,18 @@ def test_two_processes_report_what_one_does(place):
     assert one == two
 
 
+def test_the_example_compares_precisions(place, capsys):
+    file = Path(__file__).parent.parent.parent / "examples" / "compare_precision.py"
+    spec = importlib.util.spec_from_file_location("compare_precision", file)
+    compare_precision = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(compare_precision)
+    compare_precision.main(["start", "--data", "data.jsonl", "--rerank", "3", "--threads", "1"])
+    lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines() if ": " in line)
+    assert lines["captions"] == str(2 * COUNT)
+    assert 0 < float(lines["largest error of a similarity"]) < 0.1
+    assert lines["flips beyond twice the error"] == "0"
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
