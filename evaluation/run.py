@@ -23,6 +23,7 @@ from ccrk.evaluation.benchmarks import Benchmark, benchmark_spec, load_benchmark
 from ccrk.evaluation.reranking import RERANK_SCORES
 from ccrk.evaluation.retrieval import evaluate_retrieval, report_lines
 from ccrk.evaluation.stages import PROTOCOLS
+from ccrk.metrics.files import write_whole
 from ccrk.metrics.report import write_report
 
 OFFICIAL_TOP = 128
@@ -267,10 +268,7 @@ def write(
         OSError: if a file cannot be written.
     """
     folder = Path(options.out)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "evaluation.json.partial"
-    partial.write_text(json.dumps(results, ensure_ascii=False), encoding="utf-8")
-    os.replace(partial, folder / "evaluation.json")
+    write_whole(folder / "evaluation.json", json.dumps(results, ensure_ascii=False))
     if benchmark is not None and benchmark.missing:
         benchmark.write_missing(folder / "missing.tsv")
     for result in results:

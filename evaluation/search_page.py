@@ -9,13 +9,14 @@ from __future__ import annotations
 import base64
 import io
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+
+from ccrk.metrics.files import write_whole
 
 _MAX_SIDE = 320
 """Longest side in pixels of a picture in the page; larger ones are scaled down, smaller ones kept."""
@@ -178,28 +179,6 @@ def _table(table: Mapping[str, Any], where: str) -> str:
     )
 
 
-def _write_atomically(path: Path, text: str) -> None:
-    """Writes beside the target and moves into place: a reader never sees half a page."""
-    temporary: str | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp makes files that only their owner reads; a page gets what any new file gets.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise OSError(
-            f"cannot write the page '{path}': {error.strerror or error} "
-            f"(expected a file name in a folder that can be written)"
-        ) from error
-
-
 def write_search_page(
     path: str | os.PathLike[str],
     *,
@@ -238,5 +217,5 @@ def write_search_page(
         f"{chr(10).join(body)}\n</main>\n</body>\n</html>\n"
     )
     target = Path(path)
-    _write_atomically(target, page)
+    write_whole(target, page, "page")
     return target

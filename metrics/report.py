@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from ccrk.metrics.diagnosis import diagnose
+from ccrk.metrics.files import write_whole
 from ccrk.metrics.report_figures import check_results, compare, language_name, summarise
 from ccrk.metrics.report_page import build_page
 from ccrk.metrics.report_plots import percent
@@ -69,7 +69,7 @@ def write_report(
     files = {"json": data + "\n", "md": markdown(document), "html": page}
     paths = {kind: folder / f"report.{kind}" for kind in files}
     for kind, text in files.items():
-        _write(paths[kind], text)
+        write_whole(paths[kind], text, "report")
     return paths
 
 
@@ -189,26 +189,3 @@ def _md(text: Any) -> str:
     """Text that Markdown shows as it is: one line, without markup of its own."""
     line = " ".join(str(text).split())
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", escape(line, quote=False))
-
-
-# --- files --------------------------------------------------------------------------------------------------------
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes beside the target and moves into place: a reader never sees half a report."""
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)  # mkstemp's files are for their owner alone
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-        raise OSError(
-            f"cannot write the report '{path}': {error.strerror or error} (expected a folder that can be written)"
-        ) from error

@@ -58,11 +58,8 @@ class Counted:
 
 
 @pytest.fixture
-def model(make_model):
-    model = make_model().eval()
-    for parameter in model.parameters():
-        parameter.data.mul_(3)
-    return model
+def model(lively_model):
+    return lively_model
 
 
 def test_what_is_there_is_not_computed_again(rows, processor, model, tmp_path, monkeypatch):

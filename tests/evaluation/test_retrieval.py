@@ -77,16 +77,6 @@ def test_a_broken_model_is_an_error(rows, processor, make_model):
         evaluate_retrieval(model, processor, rows)
 
 
-@pytest.fixture
-def lively_model(make_model):
-    """A model that tells pairs apart; a fresh one scores all alike."""
-    model = make_model().eval()
-    for parameter in model.parameters():
-        parameter.data.mul_(3)
-    model.ccrk.temperature.data.fill_(0.07)
-    return model
-
-
 def test_tiles_and_files_change_nothing(rows, processor, lively_model, monkeypatch, tmp_path):
     options = {"rerank": 4, "batch_size": 5}
     whole = evaluate_retrieval(lively_model, processor, rows, **options)

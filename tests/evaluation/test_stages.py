@@ -16,16 +16,6 @@ from ccrk.metrics.mrv.rank_variation import DIRECTIONS, mean_rank_variance
 SCORES = ("itm", "itm+sim", "sim")
 
 
-@pytest.fixture
-def lively_model(make_model):
-    """A model that tells pairs apart; a fresh one scores all alike."""
-    model = make_model().eval()
-    for parameter in model.parameters():
-        parameter.data.mul_(3)
-    model.ccrk.temperature.data.fill_(0.07)
-    return model
-
-
 @torch.no_grad()
 def whole(model, processor, rows, language, score):
     """Cosine and score of every text of a language with every image, and the image of each text."""
