@@ -57,7 +57,7 @@ def data_fingerprint(model, processor, dataset, towers: Sequence[str]) -> str:
         languages = [str(caption.get("language")) for caption in row["captions"] or [] if isinstance(caption, Mapping)]
         digest.update(json.dumps([str(row.get("image_id")), texts, languages]).encode())
         if TOWERS["images"] in towers:
-            digest.update(_image_identity(row["image"]))
+            digest.update(image_identity(row["image"]))
     return digest.hexdigest()[:LENGTH]
 
 
@@ -66,7 +66,7 @@ def texts_of(row: Mapping[str, Any]) -> list[Any]:
     return [caption.get("text") if isinstance(caption, Mapping) else None for caption in row["captions"] or []]
 
 
-def _image_identity(image: Any) -> bytes:
+def image_identity(image: Any) -> bytes:
     """Bytes that change when an image does: its bytes or pixels, or the path, size and time of its file."""
     if isinstance(image, Mapping):
         data = image.get("bytes")

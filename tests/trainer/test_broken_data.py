@@ -22,7 +22,7 @@ from torch.utils.data import IterableDataset
 from ccrk import CCRkTrainer, CCRkTrainingArguments
 from ccrk.data.corpora import read_corpus
 from ccrk.data.references import DatasetCell, TarMember
-from ccrk.trainer import feature_cache
+from ccrk.evaluation import fingerprints
 from ccrk.trainer.collator_ccrk import CCRkDataCollator
 from ccrk.trainer.feature_cache import FeatureCache
 
@@ -349,7 +349,7 @@ def test_whole_batches_of_broken_images_at_either_end(tmp_path, processor):
 
 
 def test_the_identity_of_an_image_changes_when_the_image_does(tmp_path):
-    identity = feature_cache._image_identity
+    identity = fingerprints.image_identity
     photo = tmp_path / "a.png"
     photo.write_bytes(encoded(0))
     start = {"path": identity(str(photo)), "dict": identity({"bytes": None, "path": str(photo)})}
