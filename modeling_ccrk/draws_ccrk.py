@@ -26,15 +26,13 @@ def _shift(values: torch.Tensor, bits: int) -> torch.Tensor:
 
 def mix(keys: torch.LongTensor, number: int | torch.LongTensor) -> torch.LongTensor:
     """Keys made of keys and a number (or a tensor of numbers), as if drawn anew; int64, wrapping."""
-    keys = (keys ^ (number * GOLDEN if isinstance(number, torch.Tensor) else _wrap(number * GOLDEN))) + GOLDEN
+    if not isinstance(number, torch.Tensor):
+        # int64 wraps around by itself; in Python's ints a compiler that takes the number for a variable could not
+        number = keys.new_full((), number)
+    keys = (keys ^ (number * GOLDEN)) + GOLDEN
     keys = (keys ^ _shift(keys, 30)) * _A
     keys = (keys ^ _shift(keys, 27)) * _B
     return keys ^ _shift(keys, 31)
-
-
-def _wrap(number: int) -> int:
-    """A Python int as int64 would hold it."""
-    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 def _scramble(values: torch.IntTensor) -> torch.IntTensor:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from pathlib import Path
 
@@ -22,6 +21,12 @@ from ccrk.trainer.options import TrainOptions, number_or_text
 from ccrk.trainer.recipes import RESOLVED  # noqa: F401  (imported as the command does, so that memory is alike)
 from ccrk.trainer.run import training_arguments
 from ccrk.trainer.trainer_ccrk import CCRkTrainer
+
+
+def resident(name: str) -> int:
+    """Bytes of resident memory of this program, now or at its peak; `ru_maxrss` may be its parent's."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith(name)) * 1024
 
 
 def main(out: Path, words: list[str]) -> None:
@@ -45,14 +50,13 @@ def main(out: Path, words: list[str]) -> None:
     lengths, _ = sample_lengths(rows, processor)
     memory = estimate_memory(options, planned_model(options, planned_config(options)), 3, lengths[-1])
     arguments = training_arguments(options)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = resident("VmRSS")
     trainer = CCRkTrainer(
         model=CCRkForPreTraining.from_pretrained(options.model), args=arguments, train_dataset=rows,
         processing_class=processor,
     )  # fmt: skip
     trainer.train()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"estimated": memory.total, "taken": peak - before, "parts": vars(memory)}))
+    print(json.dumps({"estimated": memory.total, "taken": resident("VmHWM") - before, "parts": vars(memory)}))
 
 
 if __name__ == "__main__":
