@@ -21,6 +21,8 @@ ON_BROKEN = ("raise", "skip")
 # what opening a file, decoding it (datasets decodes when a row is read) or preparing its pixels raises
 BROKEN = (OSError, ValueError, SyntaxError)
 EXAMPLES = 10
+PIXELS_AT_ONCE = 600_000
+"""Pixels that pass through the image tower together on a CPU: 4 images of 384 px took 3/4 of the time that 32 took."""
 
 
 @dataclass
@@ -156,6 +158,13 @@ class _ImageReader:
         return broken
 
 
+def _pieces(model, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
+    """A batch of images in pieces that stay in a processor's cache; whole on other devices."""
+    if model.device.type != "cpu":
+        return [pixels]
+    return pixels.split(max(1, PIXELS_AT_ONCE // (pixels.shape[-1] * pixels.shape[-2])))
+
+
 def _image_batch(model, reader: _ImageReader, batch: Sequence[int], options: dict) -> tuple[dict, dict] | None:
     """A batch of images as tensors, `rows`, `embeds` and, for re-ranking, `states`, and notes of what is broken.
 
@@ -172,10 +181,12 @@ def _image_batch(model, reader: _ImageReader, batch: Sequence[int], options: dic
     }
     if pixels is not None:
         with precision(model, options["bf16"]):
-            output = retriever.get_image_features(pixels.to(model.device, model.dtype))
-        tensors["embeds"] = output.pooler_output.float().cpu()
+            outputs = [
+                retriever.get_image_features(part.to(model.device, model.dtype)) for part in _pieces(model, pixels)
+            ]
+        tensors["embeds"] = torch.cat([output.pooler_output for output in outputs]).float().cpu()
         if options["states"]:
-            hidden = output.last_hidden_state
+            hidden = torch.cat([output.last_hidden_state for output in outputs])
             notes["lengths"] = [hidden.shape[1]] * len(hidden)
             tensors["states"] = hidden.flatten(0, 1)
     return tensors, notes
