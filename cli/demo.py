@@ -79,7 +79,8 @@ def run_demo(plan, folder: str | Path) -> dict:
     for name, rows in zip(("held-out pairs", "hard: with twins"), galleries(plan), strict=True):
         near = count_near_duplicates(rows.scenes)
         print(f"\n{name}: {rows.described} scenes asked for among {len(rows)}, {near} pairs differ in one attribute")
-        report = evaluate_retrieval(model, processor, rows, languages=LANGUAGES, rerank=plan.rerank, progress=False)
+        options = {"languages": LANGUAGES, "rerank": plan.rerank, "rerank_directions": ["text-to-image"]}
+        report = evaluate_retrieval(model, processor, rows, **options, progress=False)
         reports[name] = {"gallery": len(rows), "near_duplicates": near, **report}
         print("\n".join(report_lines(report)))
     used = resource.getrusage(resource.RUSAGE_SELF)

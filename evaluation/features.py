@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+import ccrk
 from ccrk.evaluation.fingerprints import data_fingerprint, name_of
 from ccrk.evaluation.shards import Shards
 from ccrk.evaluation.sharing import Share
@@ -22,7 +23,7 @@ ON_BROKEN = ("raise", "skip")
 BROKEN = (OSError, ValueError, SyntaxError)
 EXAMPLES = 10
 PIXELS_AT_ONCE = 600_000
-"""Pixels that pass through the image tower together on a CPU: 4 images of 384 px took 3/4 of the time that 32 took."""
+"""Pixels that pass through the image tower together on a CPU, few enough for its cache: 4 images of 384 px."""
 
 
 @dataclass
@@ -309,13 +310,13 @@ def _encode_texts(model, processor, texts: list[str], features: RetrievalFeature
 
 
 def _open_cache(model, processor, dataset, cache, options: dict) -> Shards | None:
-    """The pieces of these weights, this processor, these rows and these options."""
+    """The pieces of these weights, this processor, these rows, these options and this version of the package."""
     if cache is None:
         return None
     parts = ["vision_model", "text_model", "visual_projection", "text_projection"]
     data = data_fingerprint(model, processor, dataset, parts)
     chosen = {name: options[name] for name in ("languages", "states", "batch_size", "on_broken", "bf16")}
-    return Shards(cache, name_of(data, str(model.dtype), chosen))
+    return Shards(cache, name_of([data, str(model.dtype), chosen, ccrk.__version__]))
 
 
 @torch.inference_mode()

@@ -22,9 +22,12 @@ LENGTH = 16
 """Hexadecimal digits of a name."""
 
 
-def name_of(*values: Any) -> str:
-    """A name for what JSON can hold."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:LENGTH]
+def name_of(values: Any, *arrays: np.ndarray) -> str:
+    """A name for what JSON can hold, and for arrays."""
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:LENGTH]
 
 
 def weights_fingerprint(model, parts: Sequence[str]) -> str:

@@ -66,8 +66,8 @@ def _open_cache(model, features: RetrievalFeatures, candidates: Candidates) -> S
     if features.cache is None:
         return None
     weights = weights_fingerprint(model, ["fusion_model", "itm_head"])
-    pairs = [candidates.images.tolist(), candidates.texts.tolist(), IMAGES_AT_ONCE]
-    return Shards(features.cache.folder, f"pairs-{name_of(weights, pairs)}")
+    name = name_of([weights, IMAGES_AT_ONCE], candidates.images, candidates.texts)
+    return Shards(features.cache.folder, f"pairs-{name}")
 
 
 @torch.inference_mode()

@@ -49,14 +49,14 @@ class FirstStage:
             figures: makes recall and MRV of ranks.
         """
         features, lists = self.features, self.lists()
-        first = first_texts(features)
+        first, final = first_texts(features), {**self.plain, **self.ranks()}
         found = {tag: [None if t < 0 else lists[t].tolist() for t in texts] for tag, texts in first.items()}
         ids, paths, captions = describe(features, dataset, first)
         items = {
             "image_ids": ids,
             "images": paths,
             "texts": captions,
-            "ranks": {tag: _of_items(self.ranks()["text-to-image"], texts) for tag, texts in first.items()},
+            "ranks": {tag: _of_items(final["text-to-image"], texts) for tag, texts in first.items()},
             "plain_ranks": {tag: _of_items(self.plain["text-to-image"], texts) for tag, texts in first.items()},
             "found": found,
         }
@@ -93,7 +93,7 @@ class SecondStage(FirstStage):
         protocol: str,
     ):
         super().__init__(features, plain)
-        self.candidates, self.official = candidates, protocol == "official"
+        self.official = protocol == "official"
         self.best: dict[str, BestOf] = dict(candidates.of_images)
         if candidates.of_texts is not None:
             self.best["text-to-image"] = candidates.of_texts

@@ -378,6 +378,7 @@ class TrainingRun:
             self.eval_set,
             languages=self.options.languages,
             rerank=self.options.rerank if self.options.matching_weight else 0,
+            rerank_directions=["text-to-image"],
             progress=True,
         )
         print("\n".join(report_lines(report)))

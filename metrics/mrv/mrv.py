@@ -5,7 +5,7 @@ from __future__ import annotations
 import datasets
 import evaluate
 
-from .rank_variation import PRESETS, mean_rank_variance, rank_of
+from .rank_variation import mean_rank_variance, rank_of
 
 _DESCRIPTION = """\
 MRV says how much the place of one item in a ranking changes when the same question is asked in another language: the
@@ -84,6 +84,3 @@ class MRV(evaluate.Metric):
                 raise ValueError(f"item '{query['item']}' is asked for twice in '{query['language']}'")
             ranks[query["language"]] = rank_of(query["scores"], right, ties)
         return mean_rank_variance(list(rows.values()), **options)
-
-
-__all__ = ["MRV", "PRESETS"]

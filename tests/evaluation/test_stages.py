@@ -89,6 +89,9 @@ def test_the_protocol_of_the_authors(rows, processor, lively_model):
 def test_one_direction_alone(rows, processor, lively_model, direction):
     both = evaluate_retrieval(lively_model, processor, rows, rerank=4)["reranked"]
     one = evaluate_retrieval(lively_model, processor, rows, rerank=4, rerank_directions=[direction])["reranked"]
+    options = {"rerank": 12, "rerank_score": "itm", "rerank_directions": [direction], "details": True}
+    items = evaluate_retrieval(lively_model, processor, rows, **options)["items"]
+    assert (items["ranks"] == items["plain_ranks"]) == (direction == "image-to-text")
     way = {"text-to-image": "ir", "image-to-text": "tr"}[direction]
     for language, figures in one["languages"].items():
         assert figures == {name: v for name, v in both["languages"][language].items() if name.startswith(way)}
