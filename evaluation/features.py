@@ -17,7 +17,7 @@ from ccrk.evaluation.fingerprints import data_fingerprint, name_of
 from ccrk.evaluation.shards import Shards
 from ccrk.evaluation.sharing import Share
 from ccrk.evaluation.state_store import ShardStates, StateStore
-from ccrk.inference_ccrk import fast_linear_layers
+from ccrk.inference_ccrk import fast_inference
 
 ON_BROKEN = ("raise", "skip")
 # what opening a file, decoding it (datasets decodes when a row is read) or preparing its pixels raises
@@ -91,7 +91,7 @@ def fast_passes(model, parts: Sequence[str], bf16: bool) -> Iterator[None]:
     """
     modules = [getattr(model.retriever, part) for part in parts]
     dtype = torch.bfloat16 if bf16 else torch.float32
-    with fast_linear_layers(*modules, dtype=dtype), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+    with fast_inference(*modules, dtype=dtype), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
         yield
 
 
