@@ -13,7 +13,7 @@ import sys
 import types
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -37,7 +37,8 @@ SCALARS = (str, bool, int, float, types.NoneType)
 
 PROGRESS_FROM = 65  # items; a shorter wait needs no bar
 STATE_CACHE_BYTES = 256 * 2**20  # image states kept for re-ranking; 2.4 MB an image at the paper's size
-SIMILARITIES_AT_ONCE = 2**25  # of one block in the exact search, 128 MB
+ROWS_AT_ONCE = 2**14  # of a gallery in one block of the exact search
+SIMILARITIES_AT_ONCE = 2**21  # of one block, 8 MB: what a processor's cache holds
 
 QUERY_KINDS = 'a text (str or {"text": ...}) or a photo (PIL.Image, Path or {"image": ...})'
 GALLERY_KINDS = (
@@ -125,22 +126,58 @@ class InMemoryGallery:
             raise ValueError(
                 f"queries of shape {tuple(vectors.shape)} for a gallery of {self.vectors.shape[1]}-dimensional vectors"
             )
+        scores, rows = exact_search(self.vectors, vectors.to(self.vectors), k)
+        return list(zip(rows.tolist(), scores.tolist(), strict=True))
+
+
+def exact_search(
+    vectors: torch.Tensor, queries: torch.Tensor, k: int, rows: Sequence[int] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows with the largest products with each query, equal ones by row.
+
+    Args:
+        vectors: (M, D).
+        queries: (N, D) of the same type and device.
+        k: rows wanted for each; all of them if there are fewer.
+        rows: the rows to look at, in rising order; all of them by default.
+
+    Returns:
+        (N, min(k, M)) products, largest first, and the rows they are of.
+    """
+    if rows is not None:
+        rows = torch.as_tensor(rows, dtype=torch.int64, device=vectors.device)
+    size = len(vectors) if rows is None else len(rows)
+    best = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64, device=vectors.device)
+    for start in range(0, size, ROWS_AT_ONCE):
+        part = slice(start, min(start + ROWS_AT_ONCE, size))
+        block = vectors[part] if rows is None else vectors[rows[part]]
         found = []
-        for block in vectors.split(max(1, SIMILARITIES_AT_ONCE // len(self))):
-            found.extend(_best(row, k) for row in block.to(self.vectors) @ self.vectors.t())
-        return found
+        for some in queries.split(max(1, SIMILARITIES_AT_ONCE // len(block))):
+            found.append(_largest(some @ block.t(), k))
+        scores, places = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+        places = places + start if rows is None else rows[places + start]
+        # what was found before stands first, so that of equal ones the earlier row stays in front
+        scores, places = torch.cat([best[0], scores], 1), torch.cat([best[1], places], 1)
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        best = scores[:, :k], places.gather(1, order[:, :k])
+    return best
 
 
-def _best(similarities: torch.Tensor, k: int) -> tuple[list[int], list[float]]:
-    """The k largest of (N,), equal ones by position: `topk` alone leaves it open which of them it takes."""
-    if k < len(similarities):
-        threshold = similarities.topk(k).values[-1]
-        rows = (similarities >= threshold).nonzero()[:, 0]
-    else:
-        rows = torch.arange(len(similarities))
-    order = similarities[rows].argsort(descending=True, stable=True)[:k]
-    rows = rows[order]
-    return rows.tolist(), similarities[rows].tolist()
+def _largest(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest of each row of (N, M), equal ones by position: `topk` alone leaves it open which it takes."""
+    size = similarities.shape[1]
+    if k >= size:
+        return similarities.sort(dim=1, descending=True, stable=True)
+    scores, places = similarities.topk(k + 1, 1)
+    tied = (scores[:, k - 1] == scores[:, k]).nonzero()[:, 0]
+    places = places[:, :k].sort(1).values
+    scores, order = similarities.gather(1, places).sort(dim=1, descending=True, stable=True)
+    places = places.gather(1, order)
+    for row in tied.tolist():  # one of several equal ones is the last: rare, unless photos are there twice
+        scores[row], places[row] = (
+            tensor[:k] for tensor in similarities[row].sort(dim=0, descending=True, stable=True)
+        )
+    return scores, places
 
 
 def resolve_uri(uri: str) -> RetrievalIndex:
