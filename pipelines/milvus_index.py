@@ -209,6 +209,8 @@ class MilvusIndex:
         """
         queries = check_queries(vectors, k, self.fingerprint.dimension)
         conditions = parse_where(where, self.columns)
+        if not len(queries):
+            return []
         if exact or k > MAX_K:
             return self._exact(queries, k, conditions)
         hits: Hits = []
