@@ -14,7 +14,6 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import torch
-from lancedb.expr import col, lit
 from lancedb.index import BTree, IvfSq
 
 from .index import Condition, Hits, IndexFingerprint, check_ids, check_queries, check_rows, check_scan, parse_where
@@ -112,7 +111,7 @@ class LanceIndex:
         table = self._table
         ids = list(dict.fromkeys(ids))
         parts = [ids[start : start + IDS_AT_ONCE] for start in range(0, len(ids), IDS_AT_ONCE)]
-        return sum(table.delete(col("id").isin(part)).num_deleted_rows for part in parts)
+        return sum(table.delete(_sql([Condition("id", tuple(part))])).num_deleted_rows for part in parts)
 
     def search(
         self, vectors: torch.Tensor, k: int, where: Mapping[str, Any] | None = None, exact: bool = False
@@ -268,21 +267,28 @@ def _sample(table: Any) -> Iterator[dict[str, Any]]:
 
 
 def _sql(conditions: list[Condition]) -> str | None:
-    """A filter in Lance's SQL; LanceDB quotes names and values."""
+    """A filter in Lance's SQL."""
     return " AND ".join(f"({_one(condition)})" for condition in conditions) or None
 
 
 def _one(condition: Condition) -> str:
-    column = col(condition.column)
+    name = f"`{condition.column}`"  # a name of letters, digits and "_"; unquoted it would be taken in lower case
     if condition.values is None:
-        ends = [column >= lit(condition.low)] if condition.low is not None else []
-        ends += [column <= lit(condition.high)] if condition.high is not None else []
-        return " AND ".join(end.to_sql() for end in ends)
-    wanted = [value for value in condition.values if value is not None]
-    parts = [column.isin(wanted).to_sql()] if wanted else []
+        ends = [f"{name} >= {_literal(condition.low)}"] if condition.low is not None else []
+        ends += [f"{name} <= {_literal(condition.high)}"] if condition.high is not None else []
+        return " AND ".join(ends)
+    wanted = [_literal(value) for value in condition.values if value is not None]
+    parts = [f"{name} IN ({', '.join(wanted)})"] if wanted else []
     if len(wanted) < len(condition.values):
-        parts.append(f"{column.to_sql()} IS NULL")
+        parts.append(f"{name} IS NULL")
     return " OR ".join(parts)
+
+
+def _literal(value: Any) -> str:
+    # in a text nothing but the quote has a meaning; LanceDB's own `Expr.to_sql` forgets it after a backslash
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return str(value).upper() if isinstance(value, bool) else repr(value)
 
 
 __all__ = ["LanceIndex"]
