@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -28,6 +30,7 @@ EXACT_BELOW = 20_000  # rows that meet a filter: of these none is passed over
 RETRAIN_AT = 2  # times the rows that the partitions were made for
 RECALL, RECALL_AT, RECALL_QUERIES = 0.99, 10, 200  # what `optimize` looks for, and by how many queries
 OLD_VERSIONS = timedelta(hours=1)  # kept so long for those who read them
+TRIES, CONFLICTS = 30, ("Retryable commit conflict", "commit conflict", "Too many concurrent writers")
 NPROBES_KEY, TRAINED_KEY = "ccrk:nprobes", "ccrk:trained_rows"
 
 
@@ -103,7 +106,8 @@ class LanceIndex:
         fields = [pa.field("id", pa.string(), nullable=False), pa.field("vector", columns[1].type, nullable=False)]
         fields += [pa.field(name, ARROW_TYPES[kind]) for name, kind in self.columns.items()]
         rows = pa.Table.from_arrays(columns, schema=pa.schema(fields))
-        table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+        merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+        self._written(lambda: merge.execute(rows))
 
     def delete(self, ids: Sequence[str]) -> int:
         """See [`VectorIndex.delete`]."""
@@ -111,7 +115,21 @@ class LanceIndex:
         table = self._table
         ids = list(dict.fromkeys(ids))
         parts = [ids[start : start + IDS_AT_ONCE] for start in range(0, len(ids), IDS_AT_ONCE)]
-        return sum(table.delete(_sql([Condition("id", tuple(part))])).num_deleted_rows for part in parts)
+        filters = [_sql([Condition("id", tuple(part))]) for part in parts]
+        return sum(self._written(lambda sql=sql: table.delete(sql)).num_deleted_rows for sql in filters)
+
+    def _written(self, write: Callable[[], Any]) -> Any:
+        """Does what changes the table, again if another writer came first; each try starts from what is there."""
+        for turn in range(TRIES):
+            try:
+                return write()
+            except RuntimeError as error:
+                if not any(word in str(error) for word in CONFLICTS):
+                    raise OSError(f"the index '{self.uri}' cannot be written: {error}") from error
+                if turn + 1 == TRIES:
+                    message = f"the index '{self.uri}' was changed by others {TRIES} times while this was written"
+                    raise OSError(f"{message}; try again when they are done") from error
+                time.sleep(random.uniform(0, 0.02 * 2 ** min(turn, 6)))  # or two would meet again
 
     def search(
         self, vectors: torch.Tensor, k: int, where: Mapping[str, Any] | None = None, exact: bool = False
@@ -183,17 +201,17 @@ class LanceIndex:
         table = self._table
         if not table.count_rows():
             return
-        table.optimize(cleanup_older_than=OLD_VERSIONS)
+        self._written(lambda: table.optimize(cleanup_older_than=OLD_VERSIONS))
         indexed = {column for index in table.list_indices() for column in index.columns}
         if "id" not in indexed:
-            table.create_index("id", config=BTree())
+            self._written(lambda: table.create_index("id", config=BTree()))
         count = table.count_rows()
         if count < ANN_FROM:
             return
-        trained = int(self._setting(TRAINED_KEY))
+        trained = self._setting(TRAINED_KEY)
         if "vector" not in indexed or not trained or not 1 / RETRAIN_AT < count / trained < RETRAIN_AT:
             # one built anew replaces the old one at once, so searches go on in between
-            table.create_index("vector", config=IvfSq(distance_type=METRIC), replace=True)
+            self._written(lambda: table.create_index("vector", config=IvfSq(distance_type=METRIC), replace=True))
             self._set(**{TRAINED_KEY: count})
         self._set(**{NPROBES_KEY: self._enough_probes()})
 
@@ -216,14 +234,14 @@ class LanceIndex:
             probes *= 2
 
     def _nprobes(self) -> int:
-        return int(self._setting(NPROBES_KEY))
+        return self._setting(NPROBES_KEY)
 
-    def _setting(self, key: str) -> bytes:
-        return (self._table.schema.field("vector").metadata or {}).get(key.encode(), b"0")
+    def _setting(self, key: str) -> int:
+        return int((self._table.schema.field("vector").metadata or {}).get(key.encode(), b"0"))
 
     def _set(self, **settings: int) -> None:
         metadata = {key: str(value) for key, value in settings.items()}
-        self._table.update_field_metadata({"path": "vector", "metadata": metadata})
+        self._written(lambda: self._table.update_field_metadata({"path": "vector", "metadata": metadata}))
 
     def close(self) -> None:
         """See [`VectorIndex.close`]."""

@@ -90,7 +90,14 @@ def lite_server(folder: Path) -> Iterator[BackEnd]:
 
 
 def standalone(folder: Path) -> Iterator[BackEnd]:
-    """A whole Milvus (2.3) from its wheel, in a process of its own."""
+    """A whole Milvus: the one at $CCRK_MILVUS (HOST:PORT), or 2.3 from its wheel, in a process of its own.
+
+    The wheel's server takes port 2380 whatever it is told, so there can be one on a machine.
+    """
+    given = os.environ.get("CCRK_MILVUS")
+    if given:
+        yield BackEnd("standalone", lambda n: f"milvus://{given}/contract_{os.getpid()}_{n}")
+        return
     pytest.importorskip("milvus", reason="the wheel of Milvus' server is not installed: pip install milvus")
     port = free_port()
     environment = {**os.environ, "HOME": str(folder)}
