@@ -13,7 +13,7 @@ import sys
 import types
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -37,7 +37,13 @@ SCALARS = (str, bool, int, float, types.NoneType)
 
 PROGRESS_FROM = 65  # items; a shorter wait needs no bar
 STATE_CACHE_BYTES = 256 * 2**20  # image states kept for re-ranking; 2.4 MB an image at the paper's size
-SIMILARITIES_AT_ONCE = 2**25  # of one block in the exact search, 128 MB
+# exact search: what is taken at once, so that it stays in a processor's cache
+QUERIES_AT_ONCE = 128
+ROWS_AT_ONCE = 2**13
+SIMILARITIES_AT_ONCE = 2**21  # 8 MB
+FEW_QUERIES = 32
+PIECE = 1024  # rows
+GROUP = 64  # similarities
 
 QUERY_KINDS = 'a text (str or {"text": ...}) or a photo (PIL.Image, Path or {"image": ...})'
 GALLERY_KINDS = (
@@ -125,22 +131,113 @@ class InMemoryGallery:
             raise ValueError(
                 f"queries of shape {tuple(vectors.shape)} for a gallery of {self.vectors.shape[1]}-dimensional vectors"
             )
-        found = []
-        for block in vectors.split(max(1, SIMILARITIES_AT_ONCE // len(self))):
-            found.extend(_best(row, k) for row in block.to(self.vectors) @ self.vectors.t())
-        return found
+        scores, rows = exact_search(self.vectors, vectors.to(self.vectors), k)
+        return list(zip(rows.tolist(), scores.tolist(), strict=True))
 
 
-def _best(similarities: torch.Tensor, k: int) -> tuple[list[int], list[float]]:
-    """The k largest of (N,), equal ones by position: `topk` alone leaves it open which of them it takes."""
-    if k < len(similarities):
-        threshold = similarities.topk(k).values[-1]
-        rows = (similarities >= threshold).nonzero()[:, 0]
-    else:
-        rows = torch.arange(len(similarities))
-    order = similarities[rows].argsort(descending=True, stable=True)[:k]
-    rows = rows[order]
-    return rows.tolist(), similarities[rows].tolist()
+@torch.no_grad()
+def exact_search(
+    vectors: torch.Tensor, queries: torch.Tensor, k: int, rows: Sequence[int] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows with the largest products with each query, equal ones by row.
+
+    Args:
+        vectors: (M, D).
+        queries: (N, D) of the same type and device.
+        k: rows wanted for each; all of them if there are fewer.
+        rows: the rows to look at, in rising order; all of them by default.
+
+    Returns:
+        (N, min(k, M)) products, largest first, and the rows they are of.
+    """
+    if rows is not None:
+        rows = torch.as_tensor(rows, dtype=torch.int64, device=vectors.device)
+    size = len(vectors) if rows is None else len(rows)
+    if not size or not len(queries):
+        return queries.new_empty(len(queries), 0), torch.empty(
+            len(queries), 0, dtype=torch.int64, device=queries.device
+        )
+    found = [_exact(vectors, some, k, rows) for some in queries.split(QUERIES_AT_ONCE)]
+    scores, places = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+    return scores, places if rows is None else rows[places]
+
+
+def _exact(
+    vectors: torch.Tensor, queries: torch.Tensor, k: int, rows: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Products and places for as many queries as can be compared with a block at once."""
+    scores, places = [], []
+    for start, similarities in _similarities(vectors, queries, rows):
+        # one more than is wanted, to see whether the last of all ties with one that is left out
+        best, columns = _largest(similarities, k + 1)
+        scores.append(best)
+        places.append(columns + start)
+    scores, places = torch.cat(scores, 1), torch.cat(places, 1)
+    places, order = places.sort(dim=1)  # `topk` leaves the order of equal ones open
+    scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
+    scores, places = scores[:, : k + 1], places.gather(1, order[:, : k + 1])
+    if scores.shape[1] > k:
+        tied = (scores[:, k - 1] == scores[:, k]).nonzero()[:, 0]
+        scores, places = scores[:, :k], places[:, :k]
+        for query in tied.tolist():  # rare, unless many photos are there twice
+            scores[query], places[query] = _exact_tied(vectors, queries[query : query + 1], k, rows)
+    return scores, places
+
+
+def _similarities(
+    vectors: torch.Tensor, queries: torch.Tensor, rows: torch.Tensor | None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Blocks of the (N, M) products of queries and vectors, each with the place of its first column.
+
+    A block lies in a buffer that the next one takes over.
+    """
+    few, count = len(queries), len(vectors) if rows is None else len(rows)
+    # vectors that are picked out are copied, so these blocks stay small
+    step = min(count, ROWS_AT_ONCE if rows is not None else max(ROWS_AT_ONCE, SIMILARITIES_AT_ONCE // few))
+    buffer = queries.new_empty(few * step)
+    for start in range(0, count, step):
+        end = min(start + step, count)
+        block = vectors[start:end] if rows is None else vectors[rows[start:end]]
+        products = buffer[: few * len(block)]
+        if few == 1:
+            # a product with one vector reads memory at a third of its speed, and a batch of small ones at all of it
+            whole = len(block) // PIECE * PIECE
+            pieces, column = block[:whole].view(-1, PIECE, block.shape[1]), queries.t()
+            torch.bmm(pieces, column.expand(len(pieces), -1, 1), out=products[:whole].view(-1, PIECE, 1))
+            torch.mm(block[whole:], column, out=products[whole:].view(-1, 1))
+        elif few <= FEW_QUERIES:  # the longer side in front is faster, for two queries five times
+            torch.mm(block, queries.t(), out=products.view(-1, few))
+            yield start, products.view(-1, few).t().contiguous()
+            continue
+        else:
+            torch.mm(queries, block.t(), out=products.view(few, -1))
+        yield start, products.view(few, -1)
+
+
+def _largest(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest of each row of (N, M) and their columns, in any order; all of them if there are fewer."""
+    size = similarities.shape[1]
+    groups = size // GROUP
+    if groups <= 4 * k:
+        return similarities.topk(min(k, size), 1)
+    # they lie in the k groups with the largest maxima: column c is of group c % groups, so maxima are of whole lines
+    whole = groups * GROUP
+    best = similarities[:, :whole].unflatten(1, (GROUP, groups)).amax(1).topk(k, 1).indices
+    lines = torch.arange(0, whole, groups, device=best.device)
+    rest = torch.arange(whole, size, device=best.device).expand(len(best), -1)
+    columns = torch.cat([(best[:, :, None] + lines).flatten(1), rest], 1)
+    scores, order = similarities.gather(1, columns).topk(k, 1)
+    return scores, columns.gather(1, order)
+
+
+def _exact_tied(
+    vectors: torch.Tensor, query: torch.Tensor, k: int, rows: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Products and places for a query where the last place is to be given to one of several equal rows."""
+    similarities = torch.cat([block[0].clone() for _, block in _similarities(vectors, query, rows)])
+    places = (similarities >= similarities.topk(k).values[-1]).nonzero()[:, 0]
+    scores, order = similarities[places].sort(dim=0, descending=True, stable=True)
+    return scores[:k], places[order[:k]]
 
 
 def resolve_uri(uri: str) -> RetrievalIndex:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .ccr_retrieval import GALLERY_KINDS, RetrievalIndex
+from .indexes import BACK_ENDS as INDEXES
+from .indexes import open_index
 
-BACK_ENDS: dict[str, Callable[[str], RetrievalIndex]] = {}
+BACK_ENDS: dict[str, Callable[[str], RetrievalIndex]] = dict.fromkeys(INDEXES, open_index)
 """Scheme (in lower case) -> function that opens a URI of that scheme."""
 
 
@@ -17,6 +19,9 @@ def open_gallery(uri: str) -> RetrievalIndex:
         uri: `scheme://...`; what follows the scheme is for its back end to read.
 
     Raises:
+        FileNotFoundError: if there is no such index.
+        ImportError: if its library is not installed; the message says what to install.
+        OSError: if it cannot be read or reached.
         ValueError: if no back end has this scheme; the message says which galleries there are.
     """
     scheme = uri.partition("://")[0].lower()
