@@ -420,19 +420,15 @@ class CCRkRetrievalPipeline(Pipeline):
     def _embed_source(self, source: GallerySource, batch_size: int) -> InMemoryGallery:
         rows, entries, vectors, batch = [], [], [], []
 
-        def embed() -> None:
-            vectors.append(self._embed(self._inputs(source.modality, batch), source.modality, "the gallery")[0].cpu())
-            batch.clear()
-
-        with torch.inference_mode(), self.device_placement():
-            for row, content, entry in self._read_source(source):
-                rows.append(row)
-                entries.append(entry)
-                batch.append(content)
-                if len(batch) == batch_size:
-                    embed()
-            if batch:
-                embed()
+        for row, content, entry in self._read_source(source):
+            rows.append(row)
+            entries.append(entry)
+            batch.append(self.prepare(source.modality, content))
+            if len(batch) == batch_size:
+                vectors.append(self.encode(source.modality, batch)[0])
+                batch = []
+        if batch:
+            vectors.append(self.encode(source.modality, batch)[0])
         if source.skipped:
             causes = "; ".join(f"{name}: {cause}" for name, cause in source.skipped[:10])
             more = f"; and {len(source.skipped) - 10} more" if len(source.skipped) > 10 else ""
@@ -458,6 +454,25 @@ class CCRkRetrievalPipeline(Pipeline):
     def _inputs(self, modality: str, contents: list) -> dict[str, torch.Tensor]:
         name = "images" if modality == "image" else "text"
         return dict(self.processor(**{name: contents}, return_tensors="pt"))
+
+    def prepare(self, modality: str, content: Any) -> Any:
+        """A photo as pixels (3, H, W), which take less memory than the photo; a text as it is."""
+        return self._inputs(modality, [content])["pixel_values"][0] if modality == "image" else content
+
+    def encode(self, modality: str, contents: list) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeds photos or texts as a gallery holds them.
+
+        Args:
+            modality: "image" or "text".
+            contents: from `prepare`; one pass through the model.
+
+        Returns:
+            Unit vectors (N, D), float32 on the CPU, and the tokens of the tower (N, ., width), where they are.
+        """
+        inputs = {"pixel_values": torch.stack(contents)} if modality == "image" else self._inputs("text", contents)
+        with torch.inference_mode(), self.device_placement():
+            vectors, hidden_states, _ = self._embed(inputs, modality, "the gallery")
+            return vectors.cpu(), hidden_states
 
     def _embed(self, inputs: dict[str, torch.Tensor], modality: str, whose: str) -> tuple[torch.Tensor, ...]:
         """Unit vectors (N, D) in float32, tokens of the tower (N, ., width), attention mask of texts."""
