@@ -37,8 +37,13 @@ SCALARS = (str, bool, int, float, types.NoneType)
 
 PROGRESS_FROM = 65  # items; a shorter wait needs no bar
 STATE_CACHE_BYTES = 256 * 2**20  # image states kept for re-ranking; 2.4 MB an image at the paper's size
-ROWS_AT_ONCE = 2**14  # of a gallery in one block of the exact search
-SIMILARITIES_AT_ONCE = 2**21  # of one block, 8 MB: what a processor's cache holds
+# exact search: what is taken at once, so that it stays in a processor's cache
+QUERIES_AT_ONCE = 128
+ROWS_AT_ONCE = 2**13
+SIMILARITIES_AT_ONCE = 2**21  # 8 MB
+FEW_QUERIES = 32
+PIECE = 1024  # rows
+GROUP = 64  # similarities
 
 QUERY_KINDS = 'a text (str or {"text": ...}) or a photo (PIL.Image, Path or {"image": ...})'
 GALLERY_KINDS = (
@@ -130,6 +135,7 @@ class InMemoryGallery:
         return list(zip(rows.tolist(), scores.tolist(), strict=True))
 
 
+@torch.no_grad()
 def exact_search(
     vectors: torch.Tensor, queries: torch.Tensor, k: int, rows: Sequence[int] | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -147,37 +153,91 @@ def exact_search(
     if rows is not None:
         rows = torch.as_tensor(rows, dtype=torch.int64, device=vectors.device)
     size = len(vectors) if rows is None else len(rows)
-    best = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64, device=vectors.device)
-    for start in range(0, size, ROWS_AT_ONCE):
-        part = slice(start, min(start + ROWS_AT_ONCE, size))
-        block = vectors[part] if rows is None else vectors[rows[part]]
-        found = []
-        for some in queries.split(max(1, SIMILARITIES_AT_ONCE // len(block))):
-            found.append(_largest(some @ block.t(), k))
-        scores, places = (torch.cat(tensors) for tensors in zip(*found, strict=True))
-        places = places + start if rows is None else rows[places + start]
-        # what was found before stands first, so that of equal ones the earlier row stays in front
-        scores, places = torch.cat([best[0], scores], 1), torch.cat([best[1], places], 1)
-        scores, order = scores.sort(dim=1, descending=True, stable=True)
-        best = scores[:, :k], places.gather(1, order[:, :k])
-    return best
+    if not size or not len(queries):
+        return queries.new_empty(len(queries), 0), torch.empty(
+            len(queries), 0, dtype=torch.int64, device=queries.device
+        )
+    found = [_exact(vectors, some, k, rows) for some in queries.split(QUERIES_AT_ONCE)]
+    scores, places = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+    return scores, places if rows is None else rows[places]
+
+
+def _exact(
+    vectors: torch.Tensor, queries: torch.Tensor, k: int, rows: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Products and places for as many queries as can be compared with a block at once."""
+    scores, places = [], []
+    for start, similarities in _similarities(vectors, queries, rows):
+        # one more than is wanted, to see whether the last of all ties with one that is left out
+        best, columns = _largest(similarities, k + 1)
+        scores.append(best)
+        places.append(columns + start)
+    scores, places = torch.cat(scores, 1), torch.cat(places, 1)
+    places, order = places.sort(dim=1)  # `topk` leaves the order of equal ones open
+    scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
+    scores, places = scores[:, : k + 1], places.gather(1, order[:, : k + 1])
+    if scores.shape[1] > k:
+        tied = (scores[:, k - 1] == scores[:, k]).nonzero()[:, 0]
+        scores, places = scores[:, :k], places[:, :k]
+        for query in tied.tolist():  # rare, unless many photos are there twice
+            scores[query], places[query] = _exact_tied(vectors, queries[query : query + 1], k, rows)
+    return scores, places
+
+
+def _similarities(
+    vectors: torch.Tensor, queries: torch.Tensor, rows: torch.Tensor | None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Blocks of the (N, M) products of queries and vectors, each with the place of its first column.
+
+    A block lies in a buffer that the next one takes over.
+    """
+    few, count = len(queries), len(vectors) if rows is None else len(rows)
+    # vectors that are picked out are copied, so these blocks stay small
+    step = min(count, ROWS_AT_ONCE if rows is not None else max(ROWS_AT_ONCE, SIMILARITIES_AT_ONCE // few))
+    buffer = queries.new_empty(few * step)
+    for start in range(0, count, step):
+        end = min(start + step, count)
+        block = vectors[start:end] if rows is None else vectors[rows[start:end]]
+        products = buffer[: few * len(block)]
+        if few == 1:
+            # a product with one vector reads memory at a third of its speed, and a batch of small ones at all of it
+            whole = len(block) // PIECE * PIECE
+            pieces, column = block[:whole].view(-1, PIECE, block.shape[1]), queries.t()
+            torch.bmm(pieces, column.expand(len(pieces), -1, 1), out=products[:whole].view(-1, PIECE, 1))
+            torch.mm(block[whole:], column, out=products[whole:].view(-1, 1))
+        elif few <= FEW_QUERIES:  # the longer side in front is faster, for two queries five times
+            torch.mm(block, queries.t(), out=products.view(-1, few))
+            yield start, products.view(-1, few).t().contiguous()
+            continue
+        else:
+            torch.mm(queries, block.t(), out=products.view(few, -1))
+        yield start, products.view(few, -1)
 
 
 def _largest(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k largest of each row of (N, M), equal ones by position: `topk` alone leaves it open which it takes."""
+    """The k largest of each row of (N, M) and their columns, in any order; all of them if there are fewer."""
     size = similarities.shape[1]
-    if k >= size:
-        return similarities.sort(dim=1, descending=True, stable=True)
-    scores, places = similarities.topk(k + 1, 1)
-    tied = (scores[:, k - 1] == scores[:, k]).nonzero()[:, 0]
-    places = places[:, :k].sort(1).values
-    scores, order = similarities.gather(1, places).sort(dim=1, descending=True, stable=True)
-    places = places.gather(1, order)
-    for row in tied.tolist():  # one of several equal ones is the last: rare, unless photos are there twice
-        scores[row], places[row] = (
-            tensor[:k] for tensor in similarities[row].sort(dim=0, descending=True, stable=True)
-        )
-    return scores, places
+    groups = size // GROUP
+    if groups <= 4 * k:
+        return similarities.topk(min(k, size), 1)
+    # they lie in the k groups with the largest maxima: column c is of group c % groups, so maxima are of whole lines
+    whole = groups * GROUP
+    best = similarities[:, :whole].unflatten(1, (GROUP, groups)).amax(1).topk(k, 1).indices
+    lines = torch.arange(0, whole, groups, device=best.device)
+    rest = torch.arange(whole, size, device=best.device).expand(len(best), -1)
+    columns = torch.cat([(best[:, :, None] + lines).flatten(1), rest], 1)
+    scores, order = similarities.gather(1, columns).topk(k, 1)
+    return scores, columns.gather(1, order)
+
+
+def _exact_tied(
+    vectors: torch.Tensor, query: torch.Tensor, k: int, rows: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Products and places for a query where the last place is to be given to one of several equal rows."""
+    similarities = torch.cat([block[0].clone() for _, block in _similarities(vectors, query, rows)])
+    places = (similarities >= similarities.topk(k).values[-1]).nonzero()[:, 0]
+    scores, order = similarities[places].sort(dim=0, descending=True, stable=True)
+    return scores[:k], places[order[:k]]
 
 
 def resolve_uri(uri: str) -> RetrievalIndex:

@@ -148,9 +148,30 @@ def test_ties_follow_the_gallery(search, photos):
     pipe = search([photos[3]] * 40 + photos, batch_size=8)
     assert ids(pipe(photos[3], top_k=8)) == list(range(8))
     assert ids(pipe(photos[3], top_k=41)) == [*range(40), 43]
-    similarities = torch.tensor([0.5, 1.0, 0.5, 1.0, 0.5, 0.0])
-    for k in range(1, 7):
-        assert ccr_retrieval._largest(similarities[None], k)[1][0].tolist() == [1, 3, 0, 2, 4, 5][:k]
+
+
+@pytest.mark.parametrize("queries", [1, 2, 70, 300])
+@pytest.mark.parametrize("some", [False, True])
+def test_exact_search_is_a_stable_sort_of_all_products(monkeypatch, queries, some):
+    monkeypatch.setattr(ccr_retrieval, "ROWS_AT_ONCE", 64)
+    monkeypatch.setattr(ccr_retrieval, "SIMILARITIES_AT_ONCE", 700)
+    monkeypatch.setattr(ccr_retrieval, "GROUP", 4)
+    monkeypatch.setattr(ccr_retrieval, "PIECE", 16)
+    generator = torch.Generator().manual_seed(queries)
+    # whole numbers, so that products are exact however they are summed, and nearly all of them tie
+    vectors = torch.randint(-2, 3, (1000, 5), generator=generator).float()
+    asked = torch.randint(-2, 3, (queries, 5), generator=generator).float()
+    rows = torch.arange(1000)[torch.rand(1000, generator=generator) < 0.4] if some else torch.arange(1000)
+    expected, order = (asked @ vectors[rows].t()).sort(dim=1, descending=True, stable=True)
+    for k in (1, 2, 10, 299, len(rows) - 1, len(rows), 5000):
+        scores, places = ccr_retrieval.exact_search(vectors, asked, k, rows.tolist() if some else None)
+        assert scores.equal(expected[:, :k]) and places.equal(rows[order[:, :k]])
+
+
+def test_exact_search_in_nothing():
+    for vectors, rows in ((torch.ones(3, 4), []), (torch.ones(0, 4), None)):
+        scores, places = ccr_retrieval.exact_search(vectors, torch.ones(2, 4), 5, rows)
+        assert scores.shape == places.shape == (2, 0)
 
 
 def test_search_in_blocks_equals_one_product(search, photos, captions, monkeypatch):
