@@ -23,8 +23,9 @@ RESERVED = ("id", "vector", "score", "similarity", "match")
 
 COLUMN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 MAX_ID_BYTES = 1024
-UNIT_TOLERANCE = 0.02
-"""How far from 1 the length of a "unit vector" may be; those computed in bfloat16 are off by up to 1%."""
+UNIT_TOLERANCE, UNIT_ERROR = 0.02, 1e-5
+"""How far from 1 the length of a unit vector may be; those computed in bfloat16 are, and beyond the second number they
+are brought to 1."""
 
 Hits = list[tuple[list[str], list[float]]]
 """For each query the ids found and their cosine similarities, best first."""
@@ -158,7 +159,7 @@ def _typed(column: str, kind: str, value: Any) -> Any:
         value = float(value)
     if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
         raise ValueError(f"'{column}' is of type {kind}, which {value!r} is not")
-    if wanted is int and not -(2**63) <= value < 2**63:
+    if wanted is int and abs(value) >= 2**63:  # -2**63 too, which no back end can read in a filter
         raise ValueError(f"'{column}' is of type int64, and {value} is too large for it")
     return value
 
@@ -215,12 +216,7 @@ def check_rows(
     broken = (~vectors.isfinite().all(1)).nonzero()[:, 0]
     if len(broken):
         raise ValueError(f"the vector of '{ids[int(broken[0])]}' is not finite (NaN or infinite)")
-    lengths = vectors.norm(dim=1)
-    wrong = (lengths - 1).abs() > UNIT_TOLERANCE if fingerprint.normalised else lengths == 0
-    if wrong.any():
-        first = int(wrong.nonzero()[0, 0])
-        wanted = "1: the index holds unit vectors" if fingerprint.normalised else "above 0: it has no direction"
-        raise ValueError(f"the vector of '{ids[first]}' has the length {float(lengths[first]):.4g}, not {wanted}")
+    vectors = _checked_lengths(ids, vectors, fingerprint.normalised)
     rows = []
     for number, row in enumerate(metadata if metadata is not None else [{}] * len(ids)):
         unknown = set(row) - set(columns)
@@ -231,6 +227,18 @@ def check_rows(
             )
         rows.append({c: None if row.get(c) is None else _typed(c, kind, row[c]) for c, kind in columns.items()})
     return vectors, rows
+
+
+def _checked_lengths(ids: Sequence[str], vectors: torch.Tensor, normalised: bool) -> torch.Tensor:
+    """Vectors whose lengths an index can take; those that bfloat16 has left nearly 1 long are made 1 long."""
+    lengths = vectors.norm(dim=1, keepdim=True)
+    off = (lengths - 1).abs()
+    wrong = (off > UNIT_TOLERANCE if normalised else lengths == 0)[:, 0]
+    if wrong.any():
+        first = int(wrong.nonzero()[0, 0])
+        wanted = "1: the index holds unit vectors" if normalised else "above 0: it has no direction"
+        raise ValueError(f"the vector of '{ids[first]}' has the length {float(lengths[first]):.4g}, not {wanted}")
+    return torch.where(off > UNIT_ERROR, vectors / lengths, vectors) if normalised else vectors
 
 
 def check_queries(vectors: torch.Tensor, k: int, dimension: int) -> torch.Tensor:
