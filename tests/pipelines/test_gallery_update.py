@@ -20,7 +20,7 @@ from ccrk.pipelines.image_states import ImageStateStore
 from ccrk.pipelines.model_fingerprint import embedding_fingerprint, states_name
 
 
-@pytest.fixture(params=["memory"])
+@pytest.fixture(params=["memory", "lance"])
 def new_uri(request, tmp_path):
     """Names of indexes that are not there yet, of each back end that is embedded."""
     made = []

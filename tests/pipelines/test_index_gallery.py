@@ -23,7 +23,7 @@ def ids(results: list[dict]) -> list:
     return [result["id"] for result in results]
 
 
-@pytest.fixture(params=["memory"])
+@pytest.fixture(params=["memory", "lance"])
 def build(request, search, tmp_path):
     """Indexes a source and returns its URI."""
     made = []
