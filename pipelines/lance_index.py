@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -14,7 +16,6 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import torch
-from lancedb.expr import col, lit
 from lancedb.index import BTree, IvfSq
 
 from .index import Condition, Hits, IndexFingerprint, check_ids, check_queries, check_rows, check_scan, parse_where
@@ -29,6 +30,7 @@ EXACT_BELOW = 20_000  # rows that meet a filter: of these none is passed over
 RETRAIN_AT = 2  # times the rows that the partitions were made for
 RECALL, RECALL_AT, RECALL_QUERIES = 0.99, 10, 200  # what `optimize` looks for, and by how many queries
 OLD_VERSIONS = timedelta(hours=1)  # kept so long for those who read them
+TRIES, CONFLICTS = 30, ("Retryable commit conflict", "commit conflict", "Too many concurrent writers")
 NPROBES_KEY, TRAINED_KEY = "ccrk:nprobes", "ccrk:trained_rows"
 
 
@@ -104,7 +106,8 @@ class LanceIndex:
         fields = [pa.field("id", pa.string(), nullable=False), pa.field("vector", columns[1].type, nullable=False)]
         fields += [pa.field(name, ARROW_TYPES[kind]) for name, kind in self.columns.items()]
         rows = pa.Table.from_arrays(columns, schema=pa.schema(fields))
-        table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+        merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+        self._written(lambda: merge.execute(rows))
 
     def delete(self, ids: Sequence[str]) -> int:
         """See [`VectorIndex.delete`]."""
@@ -112,7 +115,21 @@ class LanceIndex:
         table = self._table
         ids = list(dict.fromkeys(ids))
         parts = [ids[start : start + IDS_AT_ONCE] for start in range(0, len(ids), IDS_AT_ONCE)]
-        return sum(table.delete(col("id").isin(part)).num_deleted_rows for part in parts)
+        filters = [_sql([Condition("id", tuple(part))]) for part in parts]
+        return sum(self._written(lambda sql=sql: table.delete(sql)).num_deleted_rows for sql in filters)
+
+    def _written(self, write: Callable[[], Any]) -> Any:
+        """Does what changes the table, again if another writer came first; each try starts from what is there."""
+        for turn in range(TRIES):
+            try:
+                return write()
+            except RuntimeError as error:
+                if not any(word in str(error) for word in CONFLICTS):
+                    raise OSError(f"the index '{self.uri}' cannot be written: {error}") from error
+                if turn + 1 == TRIES:
+                    message = f"the index '{self.uri}' was changed by others {TRIES} times while this was written"
+                    raise OSError(f"{message}; try again when they are done") from error
+                time.sleep(random.uniform(0, 0.02 * 2 ** min(turn, 6)))  # or two would meet again
 
     def search(
         self, vectors: torch.Tensor, k: int, where: Mapping[str, Any] | None = None, exact: bool = False
@@ -184,17 +201,17 @@ class LanceIndex:
         table = self._table
         if not table.count_rows():
             return
-        table.optimize(cleanup_older_than=OLD_VERSIONS)
+        self._written(lambda: table.optimize(cleanup_older_than=OLD_VERSIONS))
         indexed = {column for index in table.list_indices() for column in index.columns}
         if "id" not in indexed:
-            table.create_index("id", config=BTree())
+            self._written(lambda: table.create_index("id", config=BTree()))
         count = table.count_rows()
         if count < ANN_FROM:
             return
-        trained = int(self._setting(TRAINED_KEY))
+        trained = self._setting(TRAINED_KEY)
         if "vector" not in indexed or not trained or not 1 / RETRAIN_AT < count / trained < RETRAIN_AT:
             # one built anew replaces the old one at once, so searches go on in between
-            table.create_index("vector", config=IvfSq(distance_type=METRIC), replace=True)
+            self._written(lambda: table.create_index("vector", config=IvfSq(distance_type=METRIC), replace=True))
             self._set(**{TRAINED_KEY: count})
         self._set(**{NPROBES_KEY: self._enough_probes()})
 
@@ -217,14 +234,14 @@ class LanceIndex:
             probes *= 2
 
     def _nprobes(self) -> int:
-        return int(self._setting(NPROBES_KEY))
+        return self._setting(NPROBES_KEY)
 
-    def _setting(self, key: str) -> bytes:
-        return (self._table.schema.field("vector").metadata or {}).get(key.encode(), b"0")
+    def _setting(self, key: str) -> int:
+        return int((self._table.schema.field("vector").metadata or {}).get(key.encode(), b"0"))
 
     def _set(self, **settings: int) -> None:
         metadata = {key: str(value) for key, value in settings.items()}
-        self._table.update_field_metadata({"path": "vector", "metadata": metadata})
+        self._written(lambda: self._table.update_field_metadata({"path": "vector", "metadata": metadata}))
 
     def close(self) -> None:
         """See [`VectorIndex.close`]."""
@@ -268,21 +285,28 @@ def _sample(table: Any) -> Iterator[dict[str, Any]]:
 
 
 def _sql(conditions: list[Condition]) -> str | None:
-    """A filter in Lance's SQL; LanceDB quotes names and values."""
+    """A filter in Lance's SQL."""
     return " AND ".join(f"({_one(condition)})" for condition in conditions) or None
 
 
 def _one(condition: Condition) -> str:
-    column = col(condition.column)
+    name = f"`{condition.column}`"  # a name of letters, digits and "_"; unquoted it would be taken in lower case
     if condition.values is None:
-        ends = [column >= lit(condition.low)] if condition.low is not None else []
-        ends += [column <= lit(condition.high)] if condition.high is not None else []
-        return " AND ".join(end.to_sql() for end in ends)
-    wanted = [value for value in condition.values if value is not None]
-    parts = [column.isin(wanted).to_sql()] if wanted else []
+        ends = [f"{name} >= {_literal(condition.low)}"] if condition.low is not None else []
+        ends += [f"{name} <= {_literal(condition.high)}"] if condition.high is not None else []
+        return " AND ".join(ends)
+    wanted = [_literal(value) for value in condition.values if value is not None]
+    parts = [f"{name} IN ({', '.join(wanted)})"] if wanted else []
     if len(wanted) < len(condition.values):
-        parts.append(f"{column.to_sql()} IS NULL")
+        parts.append(f"{name} IS NULL")
     return " OR ".join(parts)
+
+
+def _literal(value: Any) -> str:
+    # in a text nothing but the quote has a meaning; LanceDB's own `Expr.to_sql` forgets it after a backslash
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return str(value).upper() if isinstance(value, bool) else repr(value)
 
 
 __all__ = ["LanceIndex"]
