@@ -235,7 +235,7 @@ class _Update:
         found = set()
         for item in self.items:
             if item.id not in self.rows:
-                with suppress(GalleryError):
+                with suppress(ValueError):  # one that cannot be read is told when its turn comes
                     item.stamp()
                     found.add(item.digest())
         self._refuse([i for i in missing if self.rows[i].hash not in found])
@@ -325,7 +325,11 @@ class _Update:
         sources = sorted({source for source, _ in self.copies.values()})
         found = {row["id"]: row for row in self.index.scan([*opened, "vector"], where={"id": sources})}
         for identity, (source, metadata) in self.copies.items():
-            row = found[source]
+            row = found.get(source)
+            if row is None:
+                raise ValueError(
+                    f"another update of '{self.index.uri}' has removed '{source}' meanwhile: run this again"
+                )
             self.ready.append((identity, row["vector"], {**metadata, **{name: row[name] for name in opened}}))
         self.copies = {}
 
@@ -342,11 +346,10 @@ class _Update:
         jobs = []
         for job in self.jobs:
             try:
-                if job.digest not in opened:
-                    content, known = job.item.open(self.pipe.processor)
-                    opened[job.digest] = self.pipe.prepare(self.items.modality, content), known
+                found = opened.get(job.digest) or self._open(job.item)
                 if job.item.stamp() != job.stamp:
                     raise GalleryError("it was changed while it was read; it is for the next update")
+                opened[job.digest] = found
             except GalleryError as error:
                 if job.outcome == "states":  # its row is as it should be
                     self.report.skipped.append((job.item.id, f"its image states: {error}"))
@@ -370,6 +373,10 @@ class _Update:
                 self.ready.append((job.item.id, vector, {**self._metadata(job.item, job.stamp, job.digest), **known}))
         if len(self.ready) >= WRITE_ROWS or time.monotonic() - self.written > WRITE_SECONDS:
             self._write()
+
+    def _open(self, item: GalleryItem) -> tuple[Any, dict[str, Any]]:
+        content, known = item.open(self.pipe.processor)
+        return self.pipe.prepare(self.items.modality, content), known
 
     def _encode(self, contents: list) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast(self.pipe.device.type, torch.bfloat16, enabled=self.bf16):
@@ -408,8 +415,9 @@ class _Update:
             self.report.deleted += self.index.delete(gone[start : start + ROWS_AT_ONCE])
         if self.wrote or gone:
             self.index.optimize()
-        if self.states is not None and gone:
-            self.states.prune(self.current)
+        if self.states is not None and (self.wrote or gone):
+            out_of_reach = {row.hash for i, row in self.rows.items() if i.startswith(self.items.unlisted)}
+            self.states.prune(self.current | out_of_reach)
 
 
 __all__ = ["UpdateReport", "check_gallery", "gallery_modality", "open_gallery_index", "update_index"]

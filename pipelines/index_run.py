@@ -68,7 +68,9 @@ def run_index(options: IndexOptions) -> UpdateReport:
         if value is not None and value < (0 if name == "states_gib" else 1):
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it is at least 1")
     if options.to.lower().startswith("memory:"):
-        raise ValueError(f"the index '{options.to}' would be gone with this process; name one on the disk: lance://PATH")
+        raise ValueError(
+            f"the index '{options.to}' would be gone with this process; name one on the disk: lance://PATH"
+        )
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     # what can be wrong with these shows before the model is loaded

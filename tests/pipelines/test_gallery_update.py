@@ -355,6 +355,51 @@ def test_a_wrong_source_removes_nothing(new_uri, place, pipe, photos, tmp_path):
     assert len(contents(uri)) == 5
 
 
+def test_what_changes_while_it_is_read_is_left_for_the_next_run(new_uri, place, pipe, photos, monkeypatch):
+    """Two files of equal content, of which the first is overwritten between being hashed and being opened."""
+    shutil.copy(place / "00.png", place / "000.png")
+    opened = GalleryItem.open
+
+    def open_late(item, processor):
+        if item.id == "00.png":
+            photos[4].rotate(90).save(place / "00.png")
+        return opened(item, processor)
+
+    monkeypatch.setattr(GalleryItem, "open", open_late)
+    uri = new_uri()
+    report = run(uri, place, pipe)
+    assert report.added == 12 and report.skipped == [
+        ("00.png", "it was changed while it was read; it is for the next update")
+    ]
+    monkeypatch.setattr(GalleryItem, "open", opened)
+    assert counts(run(uri, place, pipe)) == {"added": 1, "unchanged": 12, "embedded": 1}
+    fresh = new_uri()
+    run(fresh, place, pipe)
+    assert_equal(contents(uri), contents(fresh))
+
+
+def test_rows_that_another_update_removes_meanwhile(new_uri, place, pipe, monkeypatch):
+    uri = new_uri()
+    run(uri, place, pipe)
+    (place / "00.png").rename(place / "moved.png")
+    items = gallery_items(place)
+    index = open_gallery_index(uri, embedding_fingerprint(pipe.model, pipe.processor), items)
+    scan, calls = index.scan, []
+
+    def scan_then_lose(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            index.delete(["00.png"])
+        return scan(*args, **kwargs)
+
+    monkeypatch.setattr(index, "scan", scan_then_lose)
+    with pytest.raises(ValueError, match="another update of .* has removed '00.png' meanwhile: run this again"):
+        update_index(index, items, pipe, batch_size=5)
+    monkeypatch.undo()
+    index.close()
+    assert run(uri, place, pipe).rows == 12
+
+
 def test_another_model_is_refused(new_uri, place, pipe, search, build_model):
     uri = new_uri()
     run(uri, place, pipe)
