@@ -23,10 +23,10 @@ def open_gallery(gallery: str | VectorIndex) -> IndexGallery:
         return IndexGallery(gallery)
     scheme = SCHEME.match(gallery)
     if scheme is None or scheme[1].lower() not in BACK_ENDS:
-        schemes = ", ".join(f"{name}:" for name in sorted(BACK_ENDS))
+        schemes = ", ".join(f"{name}://" for name in sorted(BACK_ENDS))
         raise ValueError(
-            f"the gallery '{gallery}' cannot be opened: there is no back end for it (there are: {schemes}). Without a "
-            f"URI a gallery is {GALLERY_KINDS}"
+            f"the gallery '{gallery}' cannot be opened: there is no back end for '{gallery.partition(':')[0]}://' "
+            f"(there are: {schemes}). Without a URI a gallery is {GALLERY_KINDS}"
         )
     return IndexGallery(open_index(gallery))
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Place:
     collection: str
     uri: str
     file: bool
-    token: str = ""
+    token: str = field(default="", repr=False)
 
     @classmethod
     def of(cls, uri: str) -> Place:
@@ -247,8 +247,11 @@ class MilvusIndex:
         found: dict[str, dict[str, Any]] = {}
         wanted = list(dict.fromkeys(ids))
         for start in range(0, len(wanted), ROWS_AT_ONCE):
-            for row in self.scan(list(self.columns), {"id": wanted[start : start + ROWS_AT_ONCE]}):
-                found[row["id"]] = row
+            part = _expression([Condition("id", tuple(wanted[start : start + ROWS_AT_ONCE]))], {})
+            with self._calls() as (client, name):
+                fields = ["id", *self.columns, *(SET + column for column in self.columns)]
+                rows = client.query(name, filter=part, output_fields=fields, consistency_level="Strong")
+            found.update({row["id"]: self._entry(row, list(self.columns)) for row in rows})
         for i in wanted:
             if i not in found:
                 raise KeyError(f"the index '{self.uri}' has no row '{i}'")
@@ -264,16 +267,20 @@ class MilvusIndex:
         fields = wanted + [SET + name for name in wanted if name != "vector"]
         for page in self._pages(fields, conditions):
             for row in page:
-                entry = {"id": row["id"]}
-                for name in wanted:
-                    if name == "vector":
-                        entry[name] = torch.tensor(row[name], dtype=torch.float32)
-                    else:
-                        entry[name] = row[name] if row[SET + name] else None
-                yield entry
+                yield self._entry(row, wanted)
+
+    def _entry(self, row: Mapping[str, Any], wanted: list[str]) -> dict[str, Any]:
+        """A row as Milvus has it, with None where a column is not set."""
+        entry = {"id": row["id"]}
+        for name in wanted:
+            if name == "vector":
+                entry[name] = torch.tensor(row[name], dtype=torch.float32)
+            else:
+                entry[name] = row[name] if row[SET + name] else None
+        return entry
 
     def _pages(self, fields: list[str], conditions: list[Condition]) -> Iterator[list[dict[str, Any]]]:
-        """Rows in the order of ids, a thousand at a time. The client's own iterator does not quote ids."""
+        """Rows in the order of ids, up to a thousand at a time. The client's own iterator does not quote ids."""
         expression, last = _expression(conditions, self.columns), None
         while True:
             parts = [] if last is None else [f"id > {_literal(last)}"]
@@ -285,13 +292,12 @@ class MilvusIndex:
                     output_fields=["id", *fields],
                     limit=ROWS_AT_ONCE,
                     consistency_level="Strong",
-                    iterator="True",  # in the order of ids
-                    reduce_stop_for_best="True",
+                    iterator="True",
+                    reduce_stop_for_best="True",  # none is passed over: a page ends where one segment's rows end
                 )
-            if page:
-                yield list(page)
-            if len(page) < ROWS_AT_ONCE:
+            if not page:
                 return
+            yield list(page)
             last = page[-1]["id"]
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:

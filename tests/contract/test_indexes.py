@@ -430,9 +430,17 @@ def check_recall(index, vectors, queries):
     assert index.search(vectors[:1], 1)[0][0] != ["0"]
     index.delete(["late"])
     assert "late" not in index.search(queries[:1], 10)[0][0]
-    assert index.count() == count
-    index.optimize()
-    assert recall(index, queries) >= 0.98
+    index.upsert([f"new {n}" for n in range(100)], queries[torch.arange(100) % len(queries)])
+    memory.upsert(["0", *(f"new {n}" for n in range(100))], queries[[1, *(n % len(queries) for n in range(100))]])
+    for _ in range(2):
+        found = [row["id"] for row in index.scan()]
+        assert sorted(found) == sorted([*map(str, range(count)), *(f"new {n}" for n in range(100))])
+        assert recall(index, queries) >= 0.98
+        scores = [row for _, row in index.search(queries, 10, exact=True)]
+        torch.testing.assert_close(
+            torch.tensor(scores), torch.tensor([row for _, row in memory.search(queries, 10)]), atol=1e-5, rtol=0
+        )
+        index.optimize()
 
 
 def test_recall_after_optimize(uri, monkeypatch):
