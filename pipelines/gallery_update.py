@@ -105,7 +105,7 @@ def open_gallery_index(uri: str, fingerprint: IndexFingerprint, items: GalleryIt
     except FileNotFoundError:
         return create_index(uri, fingerprint, items.columns)
     try:
-        index.fingerprint.require(fingerprint, uri)
+        index.fingerprint.require(fingerprint, index.uri)
         check_gallery(index, items)
     except ValueError:
         index.close()

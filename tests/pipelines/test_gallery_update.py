@@ -19,17 +19,17 @@ from ccrk.pipelines.gallery_update import open_gallery_index, update_index
 from ccrk.pipelines.image_states import ImageStateStore
 from ccrk.pipelines.model_fingerprint import embedding_fingerprint, states_name
 
+URIS = {"memory": "memory:{name}", "lance": "lance://{folder}/{name}", "milvus": "milvus://{folder}/{name}.db"}
 
-@pytest.fixture(params=["memory", "lance"])
+
+@pytest.fixture(params=["memory", "lance", pytest.param("milvus", marks=pytest.mark.slow)])
 def new_uri(request, tmp_path):
     """Names of indexes that are not there yet, of each back end that is embedded."""
     made = []
 
     def name() -> str:
         made.append(None)
-        return (
-            f"memory:{tmp_path.name}-{len(made)}" if request.param == "memory" else f"lance://{tmp_path}/{len(made)}"
-        )
+        return URIS[request.param].format(folder=tmp_path, name=f"{tmp_path.name}-{len(made)}")
 
     return name
 
