@@ -87,7 +87,8 @@ def run(args: argparse.Namespace) -> int:
         given["columns"] = [name.strip() for name in given["columns"].split(",") if name.strip()]
     report = run_index(IndexOptions(**given))
     for name, cause in report.skipped[:SHOWN]:
-        print(f"ccrk index: skipped {name}: {cause}", file=sys.stderr)
+        shown = name if name.isprintable() else ascii(name)
+        print(f"ccrk index: skipped {shown}: {cause}", file=sys.stderr)
     if len(report.skipped) > SHOWN:
         rest = len(report.skipped) - SHOWN
         print(f"ccrk index: and {rest} more" + ("" if "skipped" in given else " (--skipped FILE)"), file=sys.stderr)

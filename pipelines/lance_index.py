@@ -59,6 +59,8 @@ class LanceIndex:
             FileExistsError: also if PATH is a file, or a folder with something in it.
         """
         path = _path(uri)
+        if path.is_dir() and [file.name for file in path.iterdir()] == [f"{TABLE}.lance"] and not _is_written(path):
+            shutil.rmtree(path / f"{TABLE}.lance")  # whoever made it was killed before there was a first version
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             what = "an index" if (path / f"{TABLE}.lance").is_dir() else "something else"
             raise FileExistsError(f"'{path}' is there already and holds {what}: open it, or choose another path")
@@ -257,9 +259,14 @@ def _path(uri: str) -> Path:
 
 def _existing(uri: str) -> Path:
     path = _path(uri)
-    if not (path / f"{TABLE}.lance").is_dir():
+    if not _is_written(path):
         raise FileNotFoundError(f"there is no index in '{path}' (of '{uri}')")
     return path
+
+
+def _is_written(path: Path) -> bool:
+    """Whether there is a version of the table, which is what makes it one."""
+    return any((path / f"{TABLE}.lance" / "_versions").glob("*.manifest"))
 
 
 def _connect(path: Path) -> Any:
