@@ -49,10 +49,16 @@ EXTRAS = {
     # matplotlib draws the curves of a training, tensorboard shows them while it runs
     "train": ["accelerate>=1.15.0", DATASETS, "matplotlib>=3.11.2", "peft>=0.21.2", "tensorboard>=2.21.0"],
     "evaluate": ["evaluate>=0.4.6,<0.5", DATASETS, "scipy>=1.17.1"],
-    # pytrec-eval-terrier computes figures from the TREC files that we write, to compare with ours
+    # indexes on disk and on a server; Milvus Lite is Milvus in a file, and brings faiss
+    "lance": ["lancedb>=0.40.0", "pyarrow>=26.0.1"],
+    "milvus": ["milvus-lite>=3.2.2", "pymilvus>=3.0.2"],
+    # faiss-cpu is what search is compared with, milvus a whole server that tests start; pytrec-eval-terrier computes
+    # figures from the TREC files that we write, to compare with ours
     "dev": [
         "build>=1.3.0",
+        "faiss-cpu>=1.15.1",
         "import-linter>=2.17",
+        "milvus>=2.3.5; platform_system == 'Linux'",
         "pytest>=9.2.0",
         "pytrec-eval-terrier>=0.5.11",
         "ruff>=0.17.6",
@@ -60,7 +66,7 @@ EXTRAS = {
     ],
 }
 # everything a user can switch on; the tools of the developers stay apart
-EXTRAS["all"] = sorted({*EXTRAS["train"], *EXTRAS["evaluate"]})
+EXTRAS["all"] = sorted({*EXTRAS["train"], *EXTRAS["evaluate"], *EXTRAS["lance"], *EXTRAS["milvus"]})
 
 
 def version() -> str:

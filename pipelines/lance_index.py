@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -25,6 +26,7 @@ ARROW_TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64
 METRIC = "cosine"
 
 IDS_AT_ONCE = 1000  # in one condition
+CLOCK = 0.02  # seconds by which a file system's time may lag behind
 ANN_FROM = 20_000  # rows; a smaller index is read in full within milliseconds
 EXACT_BELOW = 20_000  # rows that meet a filter: of these none is passed over
 RETRAIN_AT = 2  # times the rows that the partitions were made for
@@ -122,9 +124,12 @@ class LanceIndex:
 
     def _written(self, write: Callable[[], Any]) -> Any:
         """Does what changes the table, again if another writer came first; each try starts from what is there."""
+        begun = time.time()
         for turn in range(TRIES):
             try:
-                return write()
+                written = write()
+                _sync(_path(self.uri), begun)
+                return written
             except RuntimeError as error:
                 if not any(word in str(error) for word in CONFLICTS):
                     raise OSError(f"the index '{self.uri}' cannot be written: {error}") from error
@@ -272,6 +277,21 @@ def _is_written(path: Path) -> bool:
 def _connect(path: Path) -> Any:
     # every read looks for a newer version: another process may have written one
     return lancedb.connect(path, read_consistency_interval=timedelta(0))
+
+
+def _sync(path: Path, since: float) -> None:
+    """Brings files written since a time to the disk, which Lance leaves to the system: power may fail."""
+    for folder, _, names in os.walk(path):
+        for name in (".", *names):
+            # one that is gone was a passing one, or another writer's clean-up took it
+            with contextlib.suppress(FileNotFoundError):
+                file = os.path.join(folder, name)
+                if os.stat(file).st_mtime >= since - CLOCK:
+                    opened = os.open(file, os.O_RDONLY)
+                    try:
+                        os.fsync(opened)
+                    finally:
+                        os.close(opened)
 
 
 def _rows(search: Any) -> Iterator[dict[str, Any]]:
