@@ -274,6 +274,21 @@ def test_texts_in_languages(new_uri, pipe, captions, tmp_path):
         run(uri, place, pipe)
 
 
+def test_rows_that_no_index_can_hold_are_listed(new_uri, pipe, captions, tmp_path):
+    file, uri = tmp_path / "texts.jsonl", new_uri()
+    rows = [{"id": str(n), "text": text, "note": "fine", "number": n} for n, text in enumerate(captions)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert counts(run(uri, file, pipe)) == {"added": 8, "embedded": 8}
+    rows[2]["note"], rows[5]["text"] = "a\0b", "two\0parts"
+    rows.append({"id": "8", "text": "new", "note": "c\0d", "number": 8})
+    file.write_text("\n".join(map(json.dumps, rows)))
+    report = run(uri, file, pipe)
+    assert counts(report) == {"unchanged": 6, "kept": 2, "embedded": 2}
+    assert sorted(name for name, _ in report.skipped) == ["2", "5", "8"] and report.rows == 8
+    assert all("NUL" in cause for _, cause in report.skipped)
+    assert contents(uri)["2"]["note"] == "fine"
+
+
 def test_dataset(new_uri, pipe, photos):
     dataset = datasets.Dataset.from_dict({"image": photos, "image_id": [f"p{i}" for i in range(12)]})
     dataset = dataset.cast_column("image", datasets.Image())
@@ -393,7 +408,7 @@ def test_rows_that_another_update_removes_meanwhile(new_uri, place, pipe, monkey
         return scan(*args, **kwargs)
 
     monkeypatch.setattr(index, "scan", scan_then_lose)
-    with pytest.raises(ValueError, match="another update of .* has removed '00.png' meanwhile: run this again"):
+    with pytest.raises(ValueError, match="another update of .* has removed '00.png' meanwhile: run it again"):
         update_index(index, items, pipe, batch_size=5)
     monkeypatch.undo()
     index.close()
