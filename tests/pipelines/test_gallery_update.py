@@ -19,10 +19,10 @@ from ccrk.pipelines.gallery_update import open_gallery_index, update_index
 from ccrk.pipelines.image_states import ImageStateStore
 from ccrk.pipelines.model_fingerprint import embedding_fingerprint, states_name
 
-URIS = {"memory": "memory:{name}", "lance": "lance://{folder}/{name}", "milvus": "milvus://{folder}/{name}.db"}
+URIS = {"memory": "memory:{name}", "lance": "lance://{folder}/{name}"}
 
 
-@pytest.fixture(params=["memory", "lance", pytest.param("milvus", marks=pytest.mark.slow)])
+@pytest.fixture(params=URIS)
 def new_uri(request, tmp_path):
     """Names of indexes that are not there yet, of each back end that is embedded."""
     made = []

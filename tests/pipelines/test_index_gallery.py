@@ -23,10 +23,10 @@ def ids(results: list[dict]) -> list:
     return [result["id"] for result in results]
 
 
-URIS = {"memory": "memory:{name}", "lance": "lance://{folder}/{name}", "milvus": "milvus://{folder}/{name}.db"}
+URIS = {"memory": "memory:{name}", "lance": "lance://{folder}/{name}"}
 
 
-@pytest.fixture(params=["memory", "lance", pytest.param("milvus", marks=pytest.mark.slow)])
+@pytest.fixture(params=URIS)
 def build(request, search, tmp_path):
     """Indexes a source and returns its URI."""
     made = []
