@@ -77,7 +77,13 @@ class LanceIndex:
     @classmethod
     def open(cls, uri: str) -> LanceIndex:
         """See `open_index`."""
-        return cls(uri, _connect(_existing(uri)).open_table(TABLE))
+        path = _existing(uri)
+        with _told(uri):
+            try:
+                table = _connect(path).open_table(TABLE)
+            except ValueError as error:
+                raise ValueError(f"'{path}' is no index, or was left half made: {error}") from error
+            return cls(uri, table)
 
     @classmethod
     def drop(cls, uri: str) -> None:
@@ -149,12 +155,13 @@ class LanceIndex:
         table = self._table
         queries = check_queries(vectors, k, self.fingerprint.dimension)
         sql = _sql(parse_where(where, self.columns))
-        nprobes = 0 if exact else self._nprobes()
-        if nprobes and sql is not None:
-            meeting, count = table.count_rows(sql), table.count_rows()
-            # their neighbours lie as much farther apart as they are fewer
-            nprobes = 0 if meeting < EXACT_BELOW else min(2**31 - 1, -(-nprobes * count // meeting))
-        return self._search(queries, k, sql, nprobes) if len(queries) else []
+        with _told(self.uri):
+            nprobes = 0 if exact else self._nprobes()
+            if nprobes and sql is not None:
+                meeting, count = table.count_rows(sql), table.count_rows()
+                # their neighbours lie as much farther apart as they are fewer
+                nprobes = 0 if meeting < EXACT_BELOW else -(-nprobes * count // meeting)
+            return self._search(queries, k, sql, nprobes) if len(queries) else []
 
     def _search(self, queries: torch.Tensor, k: int, sql: str | None, nprobes: int) -> Hits:
         """Hits of unit vectors; exact if `nprobes` is 0."""
@@ -192,11 +199,13 @@ class LanceIndex:
         check_scan(columns, self.columns)
         sql = _sql(parse_where(where, self.columns))
         search = table.search().select(list(dict.fromkeys(["id", *columns])))
-        return _rows(search if sql is None else search.where(sql))
+        return _rows(search if sql is None else search.where(sql), self.uri)
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
         """See [`VectorIndex.count`]."""
-        return self._table.count_rows(_sql(parse_where(where, self.columns)))
+        table, sql = self._table, _sql(parse_where(where, self.columns))
+        with _told(self.uri):
+            return table.count_rows(sql)
 
     def optimize(self) -> None:
         """See [`VectorIndex.optimize`].
@@ -228,7 +237,7 @@ class LanceIndex:
         Queries are rows, each moved by half its length in a random direction: those of people are not rows either.
         """
         generator = torch.Generator().manual_seed(0)
-        rows = torch.stack([row["vector"] for row in islice(_sample(self._table), RECALL_QUERIES)])
+        rows = torch.stack([row["vector"] for row in islice(_sample(self._table, self.uri), RECALL_QUERIES)])
         noise = torch.nn.functional.normalize(torch.randn(rows.shape, generator=generator), dim=1)
         queries = torch.nn.functional.normalize(torch.nn.functional.normalize(rows, dim=1) + noise / 2, dim=1)
         right = [set(ids) for ids, _ in self._search(queries, RECALL_AT, None, 0)]
@@ -294,21 +303,31 @@ def _sync(path: Path, since: float) -> None:
                         os.close(opened)
 
 
-def _rows(search: Any) -> Iterator[dict[str, Any]]:
-    for batch in search.to_batches():
-        vectors = None
-        if "vector" in batch.schema.names:
-            vectors = torch.from_numpy(np.array(batch["vector"].flatten())).view(batch.num_rows, -1)
-            batch = batch.drop_columns(["vector"])
-        for number, row in enumerate(batch.to_pylist()):
-            yield row if vectors is None else {**row, "vector": vectors[number]}
+@contextlib.contextmanager
+def _told(uri: str) -> Iterator[None]:
+    """Turns Lance's errors into OSError, which names the index."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"the index '{uri}' cannot be read: {error}") from error
 
 
-def _sample(table: Any) -> Iterator[dict[str, Any]]:
+def _rows(search: Any, uri: str) -> Iterator[dict[str, Any]]:
+    with _told(uri):
+        for batch in search.to_batches():
+            vectors = None
+            if "vector" in batch.schema.names:
+                vectors = torch.from_numpy(np.array(batch["vector"].flatten())).view(batch.num_rows, -1)
+                batch = batch.drop_columns(["vector"])
+            for number, row in enumerate(batch.to_pylist()):
+                yield row if vectors is None else {**row, "vector": vectors[number]}
+
+
+def _sample(table: Any, uri: str) -> Iterator[dict[str, Any]]:
     """Rows from all over the table."""
     count = table.count_rows()
     places = sorted({int(place) for place in np.linspace(0, count - 1, RECALL_QUERIES)})
-    return _rows(table.take_offsets(places).select(["id", "vector"]))
+    return _rows(table.take_offsets(places).select(["id", "vector"]), uri)
 
 
 def _sql(conditions: list[Condition]) -> str | None:

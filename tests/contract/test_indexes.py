@@ -455,7 +455,7 @@ def test_recall_after_optimize(uri, monkeypatch):
 def test_recall_of_many_after_optimize(uri, back_end):
     if back_end.name == "memory":
         pytest.skip("it has no approximate search")
-    index, vectors, queries = fill(uri, 60_000, 128)
+    index, vectors, queries = fill(uri, 60_000 if back_end.name == "lance" else 20_000, 128)
     check_recall(index, vectors, queries)
     index.close()
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -117,3 +118,22 @@ def test_small_upserts_are_merged_and_old_versions_kept_for_their_readers(tmp_pa
     index.optimize()
     assert index._table.stats()["fragment_stats"]["num_fragments"] == 1
     assert len([first, *reader]) == index.count() == 20
+
+
+def test_damage_is_an_oserror_that_names_the_index(tmp_path):
+    uri = f"lance://{tmp_path}/index"
+    index = create_index(uri, FINGERPRINT)
+    index.upsert(["a"], units(1))
+    for file in (tmp_path / "index").rglob("data/*"):
+        file.unlink()
+    for handle in (index, open_index(uri)):
+        for act in (lambda: handle.search(units(1), 1), lambda: list(handle.scan())):  # noqa: B023
+            with pytest.raises(OSError, match=f"index '{uri}' cannot be read"):
+                act()
+    shutil.rmtree(tmp_path / "index")
+    for act in (index.count, lambda: index.search(units(1), 1), lambda: index.upsert(["b"], units(1))):
+        with pytest.raises(OSError, match=f"index '{uri}' cannot be"):
+            act()
+    (tmp_path / "index" / "vectors.lance").mkdir(parents=True)
+    with pytest.raises(ValueError, match="is no index, or was left half made"):
+        open_index(uri)
