@@ -189,7 +189,7 @@ def fill(index, vectors: np.ndarray) -> None:
         index.upsert([str(start + row) for row in range(len(block))], block)
 
 
-def measure_exact(threads: int, rounds: int = 15) -> None:
+def measure_exact(threads: int, rounds: int = 40) -> None:
     """Ours and faiss Flat in turn, and what the machine can do."""
     import faiss
     import torch

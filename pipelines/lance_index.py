@@ -47,7 +47,7 @@ class LanceIndex:
         metadata = table.schema.metadata or {}
         if b"ccrk:fingerprint" not in metadata:
             raise ValueError(f"'{uri}' holds a Lance table that is no index of this package")
-        self.uri = uri
+        self.uri, self._path = uri, _path(uri)  # where it is now: the working folder may change
         self.fingerprint = IndexFingerprint.from_json(metadata[b"ccrk:fingerprint"].decode())
         kinds = {kind: name for name, kind in ARROW_TYPES.items()}
         self.columns = {field.name: kinds[field.type] for field in table.schema if field.name not in ("id", "vector")}
@@ -134,7 +134,7 @@ class LanceIndex:
         for turn in range(TRIES):
             try:
                 written = write()
-                _sync(_path(self.uri), begun)
+                _sync(self._path, begun)
                 return written
             except RuntimeError as error:
                 if not any(word in str(error) for word in CONFLICTS):
