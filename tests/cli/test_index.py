@@ -26,6 +26,12 @@ def saved(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def old_files(monkeypatch):
+    """The photos of a test are a moment old; in real life most are not."""
+    monkeypatch.setattr("ccrk.pipelines.gallery_sources.SETTLED", -1.0)
+
+
 @pytest.fixture
 def place(tmp_path) -> Path:
     root = tmp_path / "photos"
