@@ -61,6 +61,8 @@ class LanceIndex:
             FileExistsError: also if PATH is a file, or a folder with something in it.
         """
         path = _path(uri)
+        if path.is_dir() and [file.name for file in path.iterdir()] == [f"{TABLE}.lance"] and _is_half_made(path):
+            shutil.rmtree(path / f"{TABLE}.lance")  # whoever made it was killed before there was a first version
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             what = "an index" if (path / f"{TABLE}.lance").is_dir() else "something else"
             raise FileExistsError(f"'{path}' is there already and holds {what}: open it, or choose another path")
@@ -271,9 +273,15 @@ def _path(uri: str) -> Path:
 
 def _existing(uri: str) -> Path:
     path = _path(uri)
-    if not (path / f"{TABLE}.lance").is_dir():
+    if not (path / f"{TABLE}.lance").is_dir() or _is_half_made(path):
         raise FileNotFoundError(f"there is no index in '{path}' (of '{uri}')")
     return path
+
+
+def _is_half_made(path: Path) -> bool:
+    """Whether a table was never finished: no version of it, and no row either, which would be of a damaged one."""
+    table = path / f"{TABLE}.lance"
+    return not any((table / "_versions").glob("*.manifest")) and not any((table / "data").glob("*"))
 
 
 def _connect(path: Path) -> Any:

@@ -134,6 +134,13 @@ def test_damage_is_an_oserror_that_names_the_index(tmp_path):
     for act in (index.count, lambda: index.search(units(1), 1), lambda: index.upsert(["b"], units(1))):
         with pytest.raises(OSError, match=f"index '{uri}' cannot be"):
             act()
-    (tmp_path / "index" / "vectors.lance").mkdir(parents=True)
+    (tmp_path / "index" / "vectors.lance" / "data").mkdir(parents=True)
+    with pytest.raises(FileNotFoundError, match="no index in"):  # its maker was killed before there was anything
+        open_index(uri)
+    rows = tmp_path / "index" / "vectors.lance" / "data" / "a.lance"
+    rows.touch()
     with pytest.raises(ValueError, match="is no index, or was left half made"):
         open_index(uri)
+    with pytest.raises(FileExistsError, match="holds an index"):
+        create_index(uri, FINGERPRINT)
+    assert rows.exists()
