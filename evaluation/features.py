@@ -17,6 +17,7 @@ from ccrk.evaluation.fingerprints import data_fingerprint, name_of
 from ccrk.evaluation.shards import Shards
 from ccrk.evaluation.sharing import Share
 from ccrk.evaluation.state_store import ShardStates, StateStore
+from ccrk.inference_ccrk import fast_inference
 
 ON_BROKEN = ("raise", "skip")
 # what opening a file, decoding it (datasets decodes when a row is read) or preparing its pixels raises
@@ -79,9 +80,19 @@ def evaluation_mode(model) -> Iterator[None]:
             module.training = training
 
 
-def precision(model, bf16: bool) -> torch.autocast:
-    """Autocast to bfloat16 on the model's device, if asked for."""
-    return torch.autocast(model.device.type, torch.bfloat16, enabled=bf16)
+@contextmanager
+def fast_passes(model, parts: Sequence[str], bf16: bool) -> Iterator[None]:
+    """Passes through some parts of a model at the speed that its device has for them.
+
+    Args:
+        model: a CCRk model.
+        parts: names of modules of its retriever.
+        bf16: under autocast to bfloat16.
+    """
+    modules = [getattr(model.retriever, part) for part in parts]
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    with fast_inference(*modules, dtype=dtype), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        yield
 
 
 def read_rows(dataset, languages: Sequence[str] | None) -> tuple[dict[str, list[tuple[int, str]]], np.ndarray]:
@@ -181,10 +192,7 @@ def _image_batch(model, reader: _ImageReader, batch: Sequence[int], options: dic
         "embeds": torch.empty(0, retriever.config.projection_dim),
     }
     if pixels is not None:
-        with precision(model, options["bf16"]):
-            outputs = [
-                retriever.get_image_features(part.to(model.device, model.dtype)) for part in _pieces(model, pixels)
-            ]
+        outputs = [retriever.get_image_features(part.to(model.device, model.dtype)) for part in _pieces(model, pixels)]
         tensors["embeds"] = torch.cat([output.pooler_output for output in outputs]).float().cpu()
         if options["states"]:
             hidden = torch.cat([output.last_hidden_state for output in outputs])
@@ -263,8 +271,7 @@ def _encode_images(model, processor, dataset, share: Share, options: dict) -> tu
 def _text_batch(model, processor, texts: list[str], options: dict) -> tuple[dict, dict]:
     """A batch of texts as tensors, `embeds` and, for re-ranking, `states` without padding, with their lengths."""
     batch = processor(text=texts, return_tensors="pt", padding=True).to(model.device)
-    with precision(model, options["bf16"]):
-        output = model.retriever.get_text_features(batch["input_ids"], batch["attention_mask"])
+    output = model.retriever.get_text_features(batch["input_ids"], batch["attention_mask"])
     tensors, notes = {"embeds": output.pooler_output.float()}, {"lengths": []}
     if options["states"]:
         mask = batch["attention_mask"].bool()
@@ -372,7 +379,8 @@ def encode(
     }
     options["cache"] = _open_cache(model, processor, dataset, cache, options)
     captions, groups = read_rows(dataset, languages)
-    features, broken = _encode_images(model, processor, dataset, share, options)
+    with fast_passes(model, ["vision_model"], bf16):
+        features, broken = _encode_images(model, processor, dataset, share, options)
     features.cache = options["cache"]
     gone = set(broken)
     kept = {tag: [pair for pair in pairs if pair[0] not in gone] for tag, pairs in captions.items()}
@@ -385,7 +393,8 @@ def encode(
         start += len(of_language)
         pairs += of_language
     features.text_images = np.searchsorted(features.image_rows, [row for row, _ in pairs])
-    _encode_texts(model, processor, [text for _, text in pairs], features, share, options)
+    with fast_passes(model, ["text_model"], bf16):
+        _encode_texts(model, processor, [text for _, text in pairs], features, share, options)
     if not (features.image_embeds.isfinite().all() and features.text_embeds.isfinite().all()):
         raise ValueError(
             "the model's embeddings are not finite (NaN or infinite); its weights or the input are broken"

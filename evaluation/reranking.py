@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ccrk.evaluation.candidates import BestOf, Candidates
-from ccrk.evaluation.features import RetrievalFeatures, precision
+from ccrk.evaluation.features import RetrievalFeatures, fast_passes
 from ccrk.evaluation.fingerprints import name_of, weights_fingerprint
 from ccrk.evaluation.shards import Shards
 from ccrk.evaluation.sharing import Share
@@ -40,25 +40,24 @@ def _score_images(model, features, images: np.ndarray, numbers, pairs, options: 
     of_images, texts = pairs
     hidden = torch.stack([features.image_states.read(number) for number in numbers])
     logits = torch.empty(len(texts), 2)
-    with precision(model, options["bf16"]):
-        states = model.retriever.get_image_states(image_hidden_states=hidden.to(model.device))
-        for part in _pair_batches(features, texts, options["batch_size"]):
-            own, text_rows = np.unique(texts[part], return_inverse=True)
-            tokens = [features.text_states.read(features.text_places[text]) for text in own]
-            padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(model.device)
-            lengths = torch.from_numpy(features.text_lengths[own]).to(model.device)
-            image_rows = np.searchsorted(images, of_images[part])
-            logits[part] = (
-                model.retriever.match(
-                    image_states=states,
-                    text_hidden_states=padded,
-                    attention_mask=(torch.arange(padded.shape[1], device=model.device) < lengths[:, None]).long(),
-                    pairs=torch.from_numpy(np.stack([image_rows, text_rows], 1)),
-                    batch_size=options["batch_size"],
-                )
-                .float()
-                .cpu()
+    states = model.retriever.get_image_states(image_hidden_states=hidden.to(model.device))
+    for part in _pair_batches(features, texts, options["batch_size"]):
+        own, text_rows = np.unique(texts[part], return_inverse=True)
+        tokens = [features.text_states.read(features.text_places[text]) for text in own]
+        padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True).to(model.device)
+        lengths = torch.from_numpy(features.text_lengths[own]).to(model.device)
+        image_rows = np.searchsorted(images, of_images[part])
+        logits[part] = (
+            model.retriever.match(
+                image_states=states,
+                text_hidden_states=padded,
+                attention_mask=(torch.arange(padded.shape[1], device=model.device) < lengths[:, None]).long(),
+                pairs=torch.from_numpy(np.stack([image_rows, text_rows], 1)),
+                batch_size=options["batch_size"],
             )
+            .float()
+            .cpu()
+        )
     return logits
 
 
@@ -68,6 +67,35 @@ def _open_cache(model, features: RetrievalFeatures, candidates: Candidates) -> S
     weights = weights_fingerprint(model, ["fusion_model", "itm_head"])
     name = name_of([weights, IMAGES_AT_ONCE], candidates.images, candidates.texts)
     return Shards(features.cache.folder, f"pairs-{name}")
+
+
+def _score_own(model, features: RetrievalFeatures, candidates: Candidates, options: dict) -> torch.Tensor:
+    """Matching logits (P, 2) of the pairs whose image this process holds; zero for others."""
+    cache = _open_cache(model, features, candidates)
+    logits = torch.zeros(len(candidates.images), 2)
+    held = 0  # images in the store before the ones at hand
+    bar = tqdm(total=len(logits), desc="re-ranking", unit="pairs", disable=not options["progress"])
+    for batch in features.own_batches:
+        for start in range(0, len(batch), IMAGES_AT_ONCE):
+            images = batch[start : start + IMAGES_AT_ONCE]
+            numbers, held = range(held, held + len(images)), held + len(images)
+            first, last = np.searchsorted(candidates.images, [images, images + 1])
+            chosen = np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)])
+            if not len(chosen):
+                continue
+            piece = f"{images[0]:08d}"
+            found = None if cache is None else cache.load(piece)
+            if found is None:
+                pairs = candidates.images[chosen], candidates.texts[chosen]
+                scores = _score_images(model, features, images, numbers, pairs, options)
+                if cache is not None:
+                    cache.save(piece, {"logits": scores}, {})
+            else:
+                scores = found[0]["logits"]
+            logits[chosen] = scores
+            bar.update(len(chosen))
+    bar.close()
+    return logits
 
 
 @torch.inference_mode()
@@ -104,30 +132,9 @@ def matching_logits(
         OSError: if the cache cannot be written.
     """
     share = share or Share(device=model.device)
-    cache, options = _open_cache(model, features, candidates), {"batch_size": batch_size, "bf16": bf16}
-    logits = torch.zeros(len(candidates.images), 2)
-    held = 0  # images in the store before the ones at hand
-    bar = tqdm(total=len(logits), desc="re-ranking", unit="pairs", disable=not (progress and share.rank == 0))
-    for batch in features.own_batches:
-        for start in range(0, len(batch), IMAGES_AT_ONCE):
-            images = batch[start : start + IMAGES_AT_ONCE]
-            numbers, held = range(held, held + len(images)), held + len(images)
-            first, last = np.searchsorted(candidates.images, [images, images + 1])
-            chosen = np.concatenate([np.arange(a, b) for a, b in zip(first, last, strict=True)])
-            if not len(chosen):
-                continue
-            piece = f"{images[0]:08d}"
-            found = None if cache is None else cache.load(piece)
-            if found is None:
-                pairs = candidates.images[chosen], candidates.texts[chosen]
-                scores = _score_images(model, features, images, numbers, pairs, options)
-                if cache is not None:
-                    cache.save(piece, {"logits": scores}, {})
-            else:
-                scores = found[0]["logits"]
-            logits[chosen] = scores
-            bar.update(len(chosen))
-    bar.close()
+    options = {"batch_size": batch_size, "bf16": bf16, "progress": progress and share.rank == 0}
+    with fast_passes(model, ["fusion_model"], bf16):
+        logits = _score_own(model, features, candidates, options)
     logits = share.add_up(logits)
     if not logits.isfinite().all():
         raise ValueError("matching logits are not finite (NaN or infinite); weights of the fusion encoder are broken")

@@ -81,7 +81,8 @@ def evaluate_retrieval(
             on. A run that was cut off goes on from there, with the same figures; another model or data set has
             another name. Nothing is removed.
         tile: texts and images (or images and texts) whose similarities are held at once.
-        details: also return what the report of consistency needs: `items`, `curve`, `consistency`.
+        details: also return what the report of consistency needs: `items`, `curve`, `consistency`,
+            `prevalence`.
         progress: show bars.
 
     Returns:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
 import torch.distributed as dist
@@ -282,14 +283,15 @@ def write(
 def write_trec(result: dict, folder: Path) -> None:
     """Runs and right answers of the first captions, a pair of files for each language: text to image, first page.
 
+    Whitespace in an image id, which would end a field of such a file, is written as in a URL.
+
     Raises:
         OSError: if a file cannot be written.
-        ValueError: if an image id cannot stand in such a file.
     """
     from ccrk.evaluation.trec import write_qrels, write_run
 
     items, name = result["items"], "_".join(result["name"].split())
-    names = _distinct(items["image_ids"])
+    names = _distinct(["".join(quote(c) if c.isspace() else c for c in i) or "_" for i in items["image_ids"]])
     rows: dict[str, list[int]] = {}
     for row, identity in enumerate(items["image_ids"]):
         rows.setdefault(identity, []).append(row)

@@ -13,7 +13,7 @@ from ccrk.evaluation.candidates import BestOf, Candidates
 from ccrk.evaluation.features import RetrievalFeatures
 from ccrk.evaluation.reranking import rerank_scores, reranked_ranks
 from ccrk.evaluation.tiles import best_matches
-from ccrk.metrics.consistency import consistency
+from ccrk.metrics.consistency import consistency, language_prevalence
 
 PROTOCOLS = ("ccrk", "official")
 PAGE = 10
@@ -42,7 +42,7 @@ class FirstStage:
         return best_matches(self.features.text_embeds, self.features.image_embeds, count)[1].numpy()
 
     def details(self, dataset, figures: Callable[..., dict]) -> dict[str, Any]:
-        """`items` and `consistency` for the report of consistency; see docs/evaluation.md.
+        """`items`, `consistency` and `prevalence` for the report of consistency; see docs/evaluation.md.
 
         Args:
             dataset: rows of the images.
@@ -66,7 +66,16 @@ class FirstStage:
             page = min(PAGE, lists.shape[1])
             together = {tag: [found[tag][i] for i in everywhere] for tag in found}
             result["consistency"] = consistency(together, len(features.image_embeds), k=page)
+        result["prevalence"] = self._prevalence() if len(found) > 1 else None
         return result
+
+    def _prevalence(self) -> dict[str, Any]:
+        """Which languages described photos find first when the captions of all languages are one gallery."""
+        features = self.features
+        languages = [tag for tag, texts in features.languages.items() for _ in range(texts.stop - texts.start)]
+        asked = features.image_embeds[np.unique(features.text_images)]
+        lists = best_matches(asked, features.text_embeds, PAGE)[1].numpy()
+        return {"by": "embeddings", **language_prevalence(lists, languages, lists.shape[1])}
 
 
 class SecondStage(FirstStage):

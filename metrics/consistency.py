@@ -154,7 +154,7 @@ def language_prevalence(lists: Sequence[Sequence[int]], languages: Sequence[str]
         k: how many places count.
 
     Returns:
-        `share` and `expected` (language -> its share of the first k, and of the gallery), `ratio` of the two, and
+        `k`; `share` and `expected` (language -> its share of the first k, and of the gallery), `ratio` of the two, and
         `bias`: the total variation distance between them, 0 (none) to 1.
 
     Raises:
@@ -169,7 +169,7 @@ def language_prevalence(lists: Sequence[Sequence[int]], languages: Sequence[str]
     share = np.bincount(found, minlength=len(names)) / len(found)
     tables = {"share": share, "expected": expected, "ratio": share / expected}
     result = {name: dict(zip(names.tolist(), map(float, row), strict=True)) for name, row in tables.items()}
-    return {**result, "bias": float(np.abs(share - expected).sum() / 2)}
+    return {"k": k, **result, "bias": float(np.abs(share - expected).sum() / 2)}
 
 
 def consistency(

@@ -6,6 +6,7 @@ language. A rank of None is left out. Numpy, and scipy for intervals and tests.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -160,8 +161,9 @@ def summarise(result: Mapping, worst: int = 12) -> dict:
 
     Returns:
         `name`, `benchmark`, `protocol`, `images`, `texts`; `ranking`, in words; `recall` (see `recall_summary`);
-        `mrv`; `spread` and `worst` (see `spread_summary`); `agreement`, of the first page; `rerank`, a list by top;
-        `growth` (see `growth_over_languages`); `published`. What cannot be told is None.
+        `mrv`; `spread` and `worst` (see `spread_summary`); `agreement`, of the first page; `prevalence`, of a gallery
+        of captions in all languages; `rerank`, a list by top; `growth` (see `growth_over_languages`); `published`.
+        What cannot be told is None.
     """
     spread, rows = spread_summary(result, worst)
     table, tags = rank_columns(result, (final_mrv(result) or {}).get("languages"))
@@ -173,6 +175,7 @@ def summarise(result: Mapping, worst: int = 12) -> dict:
         "spread": spread,
         "worst": rows,
         "agreement": _agreement_summary(result),
+        "prevalence": _prevalence_summary(result),
         "rerank": _rerank_summary(result),
         "growth": growth_over_languages(table, tags),
         "published": published_table(result),
@@ -288,6 +291,14 @@ def _agreement_summary(result: Mapping) -> dict | None:
     ends = {"closest": [*closest, pairs[closest]], "furthest": [*furthest, pairs[furthest]]}
     beside = {key: given.get(key) for key in ("reference", "overlap", "correlation")}
     return {"k": given.get("k", 10), "mean": given["agreement"], **ends, "languages": tags, "matrix": matrix, **beside}
+
+
+def _prevalence_summary(result: Mapping) -> dict | None:
+    given = result.get("prevalence")
+    if not given or any(not math.isfinite(value) for value in given.get("ratio", {"": math.nan}).values()):
+        return None
+    ratio = given["ratio"]
+    return {**given, "most": max(ratio, key=ratio.get), "least": min(ratio, key=ratio.get)}
 
 
 def _rerank_summary(result: Mapping) -> list[dict] | None:

@@ -49,6 +49,8 @@ def words(summary: Mapping) -> list[str]:
         sentences.append("There is no MRV in this result.")
     if summary["agreement"]:
         sentences.append(_of_agreement(summary["agreement"]))
+    if summary["prevalence"]:
+        sentences.append(_of_prevalence(summary["prevalence"]))
     if summary["rerank"]:
         sentences.append(_of_reranking(summary["rerank"]))
     return sentences
@@ -94,6 +96,18 @@ def _of_agreement(agreement: Mapping) -> str:
     return (
         f"{text}: most {language_name(a)} and {language_name(b)} ({k * most:.1f}), least {language_name(c)} and "
         f"{language_name(d)} ({k * least:.1f})."
+    )
+
+
+def _of_prevalence(prevalence: Mapping) -> str:
+    most, least = (
+        f"{language_name(prevalence[end])} has {prevalence['ratio'][prevalence[end]]:.2f} times"
+        for end in ("most", "least")
+    )
+    return (
+        f"Asked by photo among the captions of all languages, {most} the places on the first page "
+        f"({prevalence['k']}) that its share of the captions would give it, {least}; {percent(prevalence['bias'])} % "
+        f"of the places went to other languages than an even-handed model would show."
     )
 
 

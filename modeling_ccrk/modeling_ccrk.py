@@ -152,9 +152,16 @@ class CCRkModel(CCRkPreTrainedModel):
     ) -> torch.Tensor:
         """Matching logits (N, 2) of N pairs in one pass; every way to score pairs ends here."""
         mask = None if attention_mask is None else attention_mask[text_rows]
-        hidden_states, mask = trim_padding(text_hidden_states[text_rows], mask)
         first = self.config.fusion_pooling == "first"
-        fused = self.fusion_model(hidden_states, mask, image_states, image_rows, draws, first_only=first)
+        plain = self.training or draws is not None or torch.is_grad_enabled() or text_rows.device.type != "cpu"
+        if plain or torch.compiler.is_compiling() or torch.jit.is_tracing() or not len(text_rows):
+            hidden_states, mask = trim_padding(text_hidden_states[text_rows], mask)
+            fused = self.fusion_model(hidden_states, mask, image_states, image_rows, draws, first_only=first)
+        else:
+            length = trim_padding(text_hidden_states[text_rows[:1]], mask)[0].shape[1]
+            hidden_states, mask = text_hidden_states[:, :length], None if mask is None else mask[:, :length]
+            of_texts = None if attention_mask is None else attention_mask[:, :length]
+            fused = self.fusion_model.fuse_pairs(hidden_states, of_texts, image_states, image_rows, text_rows, first)
         return self.itm_head(summarise(fused, mask, self.config.fusion_pooling))
 
     def match(

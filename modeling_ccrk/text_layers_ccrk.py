@@ -82,6 +82,26 @@ class CCRkPacking:
         return padded.index_copy(0, self.places, states).view(*self.shape, -1)
 
 
+class CCRkImageRuns:
+    """Texts that stand image by image: how long the run of each image is.
+
+    Args:
+        image_rows: (N,) the image of each text, equal ones side by side.
+        attention_mask: (N, L), or None where all tokens are real.
+
+    Attributes:
+        rows: images that texts look at.
+        texts, tokens: how many texts, and how many real tokens, look at each of them.
+    """
+
+    def __init__(self, image_rows: torch.LongTensor, attention_mask: torch.Tensor | None):
+        rows, texts = image_rows.unique_consecutive(return_counts=True)
+        self.rows, self.texts = rows.tolist(), texts.tolist()
+        self.tokens = None
+        if attention_mask is not None:
+            self.tokens = [int(part.sum()) for part in (attention_mask != 0).sum(1).split(self.texts)]
+
+
 class CCRkAttention(nn.Module):
     """Multi-head attention; queries from the text, keys and values from `key_width` wide states."""
 
@@ -115,9 +135,15 @@ class CCRkAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         draws: Draws | None = None,
         packing: CCRkPacking | None = None,
+        runs: CCRkImageRuns | None = None,
     ) -> torch.Tensor:
-        """Attends from `hidden_states`, (N, L, hidden) or packed, to keys and values made by `keys_values`."""
+        """Attends from `hidden_states`, (N, L, hidden) or packed, to keys and values made by `keys_values`.
+
+        With `runs` keys and values are those of images, and each text attends to its own image's.
+        """
         queries = self.query(hidden_states)
+        if runs is not None:
+            return self._attend_runs(queries, keys, values, runs)
         dropout = self.dropout if self.training else 0.0
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         keyed = {}
@@ -137,6 +163,26 @@ class CCRkAttention(nn.Module):
         )
         output = output.flatten(-2)  # heads side by side
         return output if packing is None else packing.pack(output)
+
+    def _attend_runs(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, runs) -> torch.Tensor:
+        """All tokens that look at an image as one sequence: no padding, and no copy of keys and values."""
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        flat, parts = queries.reshape(-1, queries.shape[-1]), []
+        counts = runs.tokens if queries.ndim == 2 else [count * queries.shape[1] for count in runs.texts]
+        for row, part in zip(runs.rows, flat.split(counts), strict=True):
+            of_image = slice(row, row + 1)
+            output, _ = attend(
+                self,
+                self._split(part[None]),
+                keys[of_image],
+                values[of_image],
+                None,
+                scaling=self.scaling,
+                dropout=0.0,
+                is_causal=False,
+            )
+            parts.append(output.flatten(-2)[0])
+        return torch.cat(parts).view(queries.shape)
 
 
 class CCRkResidual(nn.Module):
@@ -162,10 +208,10 @@ class CCRkAttentionBlock(nn.Module):
         self.output = CCRkResidual(config, config.hidden_size)
 
     def forward(
-        self, hidden_states: torch.Tensor, keys, values, attention_mask=None, draws=None, packing=None
+        self, hidden_states: torch.Tensor, keys, values, attention_mask=None, draws=None, packing=None, runs=None
     ) -> torch.Tensor:
         """Attends to given keys and values and adds the residual."""
-        attended = self.self(hidden_states, keys, values, attention_mask, draws, packing)
+        attended = self.self(hidden_states, keys, values, attention_mask, draws, packing, runs)
         return self.output(attended, hidden_states, _packed(draws, packing))
 
 
@@ -202,21 +248,33 @@ class CCRkLayer(GradientCheckpointingLayer):
         draws: Draws | None = None,
         packing: CCRkPacking | None = None,
         first_only: bool = False,
+        runs: CCRkImageRuns | None = None,
+        attended: bool = False,
     ) -> torch.Tensor:
         """One layer over (N, L, hidden), or (n, hidden) if packed; image keys and values: (N, heads, P, head_dim).
 
+        With `runs` texts stand in its order, and keys and values are those of images, not one for each text. With
+        `attended` the states have been through the self-attention before.
         With `first_only` every token is attended to, but the output is that of the first token alone, (N, 1, hidden).
         """
-        keys, values = self.attention.self.keys_values(hidden_states, packing)
-        if first_only:
-            hidden_states = (hidden_states if packing is None else packing.unpack(hidden_states))[:, :1]
-            attention_mask, packing = None if attention_mask is None else attention_mask[:, :, :1], None
-        hidden_states = self.attention(hidden_states, keys, values, attention_mask, _at(draws, 1), packing)
+        if not attended:
+            keys, values = self.attention.self.keys_values(hidden_states, packing)
+            if first_only:
+                hidden_states = (hidden_states if packing is None else packing.unpack(hidden_states))[:, :1]
+                attention_mask, packing = None if attention_mask is None else attention_mask[:, :, :1], None
+            hidden_states = self.attention(hidden_states, keys, values, attention_mask, _at(draws, 1), packing)
         if image_keys is not None:
             hidden_states = self.crossattention(
-                hidden_states, image_keys, image_values, draws=_at(draws, 2), packing=packing
+                hidden_states, image_keys, image_values, draws=_at(draws, 2), packing=packing, runs=runs
             )
         return self.output(self.intermediate(hidden_states), hidden_states, _packed(_at(draws, 3), packing))
+
+    def attend_to_text(self, hidden_states: torch.Tensor, attention_mask, packing=None) -> torch.Tensor:
+        """The self-attention block alone, over padded texts (N, L, hidden)."""
+        packed = hidden_states if packing is None else packing.pack(hidden_states)
+        keys, values = self.attention.self.keys_values(packed, packing)
+        attended = self.attention(packed, keys, values, attention_mask, None, packing)
+        return attended if packing is None else packing.unpack(attended)
 
     def image_keys_values(self, image_hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (B, heads, P, head_dim) of the cross-attention for image tokens (B, P, image_width)."""
@@ -377,14 +435,11 @@ class CCRkFusionEncoder(nn.Module):
         Returns:
             (N, L, hidden); with `first_only` (N, 1, hidden).
         """
-        mask = create_bidirectional_mask(
-            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
-        )
+        mask = self._mask(hidden_states, attention_mask)
         packing = CCRkPacking.of(attention_mask)
         if packing is not None:
             hidden_states = packing.pack(hidden_states)
-        # masks of other forms than (N, 1, L, L), as some attention implementations have them, cannot be cut
-        cut = first_only and (mask is None or (isinstance(mask, torch.Tensor) and mask.ndim == 4))
+        cut = first_only and _can_cut(mask)
         for number, (layer, keys, values) in enumerate(zip(self.layer, states.keys, states.values, strict=True)):
             if image_rows is not None:
                 keys, values = keys[image_rows], values[image_rows]
@@ -396,3 +451,65 @@ class CCRkFusionEncoder(nn.Module):
             return hidden_states
         hidden_states = hidden_states if packing is None else packing.unpack(hidden_states)
         return hidden_states[:, :1] if first_only else hidden_states
+
+    def fuse_pairs(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        states: CCRkImageStates,
+        image_rows: torch.LongTensor,
+        text_rows: torch.LongTensor,
+        first_only: bool = False,
+    ) -> torch.Tensor:
+        """Fuses pairs of T texts and B images, for passes without gradients on a CPU; equal to `forward` on pairs.
+
+        The texts of an image attend to it as one sequence, and what the first layer does before it looks at an image
+        is done once for each text.
+
+        Args:
+            hidden_states: (T, L, hidden).
+            attention_mask: (T, L).
+            states: of the images.
+            image_rows: (N,) the image of each pair.
+            text_rows: (N,) the text of each pair.
+            first_only: as in `forward`.
+
+        Returns:
+            (N, L, hidden); with `first_only` (N, 1, hidden).
+        """
+        order = image_rows.argsort(stable=True)
+        own, places = text_rows[order].unique(return_inverse=True)
+        texts, of_texts = hidden_states[own], None if attention_mask is None else attention_mask[own]
+        pairs_mask = None if of_texts is None else of_texts[places]
+        runs, packing = CCRkImageRuns(image_rows[order], pairs_mask), CCRkPacking.of(pairs_mask)
+        mask = self._mask(texts, of_texts)
+        cut = first_only and _can_cut(mask)
+        attended = len(self.layer) > 1 or not cut
+        if attended:
+            texts = self.layer[0].attend_to_text(texts, mask, CCRkPacking.of(of_texts))
+        fused = texts[places] if packing is None else packing.pack(texts[places])
+        mask = mask[places] if isinstance(mask, torch.Tensor) else self._mask(texts[places], pairs_mask)
+        for number, (layer, keys, values) in enumerate(zip(self.layer, states.keys, states.values, strict=True)):
+            fused = layer(
+                fused,
+                mask,
+                keys,
+                values,
+                packing=packing,
+                first_only=cut and layer is self.layer[-1],
+                runs=runs,
+                attended=attended and number == 0,
+            )
+        if not cut:
+            fused = fused if packing is None else packing.unpack(fused)
+        return (fused[:, :1] if first_only else fused)[order.argsort()]
+
+    def _mask(self, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None):
+        return create_bidirectional_mask(
+            config=self.config, inputs_embeds=hidden_states, attention_mask=attention_mask
+        )
+
+
+def _can_cut(mask) -> bool:
+    """Masks of other forms than (N, 1, L, L), as some attention implementations have them, cannot be cut."""
+    return mask is None or (isinstance(mask, torch.Tensor) and mask.ndim == 4)

@@ -157,3 +157,14 @@ def test_details_say_what_was_found(rows, processor, lively_model):
             if all(items["found"][tag][i] for tag in ("de", "en", "fr"))
         ]
         assert report["consistency"]["overlap"]["de"] == pytest.approx(np.mean(overlap))
+        prevalence = report["prevalence"]
+        counts = {
+            tag: sum(c["language"] == tag for row in rows for c in row["captions"]) for tag in ("de", "en", "fr")
+        }
+        assert prevalence["expected"] == pytest.approx({tag: n / sum(counts.values()) for tag, n in counts.items()})
+        assert prevalence["k"] == 10 and sum(prevalence["share"].values()) == pytest.approx(1)
+    together = [whole(lively_model, processor, rows, tag, "itm")[0] for tag in ("de", "en", "fr")]
+    tags = np.repeat(["de", "en", "fr"], [len(cosine) for cosine in together])
+    described = [i for i, row in enumerate(rows) if row["captions"]]
+    first = np.argsort(-np.concatenate(together).T[described], axis=1)[:, :10]
+    assert prevalence["share"]["de"] == pytest.approx((tags[first] == "de").mean())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccrk.metrics.consistency import consistency
+from ccrk.metrics.consistency import consistency, language_prevalence
 from ccrk.metrics.mrv.rank_variation import mean_rank_variance
 from ccrk.metrics.published import PUBLISHED
 from ccrk.metrics.report import write_report
@@ -61,6 +61,7 @@ def evaluated(name: str = "a model", seed: int = 0, noise: float = 1.5, language
             {"top": 16, "languages": recalls["final"], "mrv": mrv["final"]},
         ],
         "consistency": consistency(found, IMAGES) if several else None,
+        "prevalence": language_prevalence([range(10)] * 3, [*languages, *languages] * 5, 10) if several else None,
         "items": {
             "image_ids": [f"id{number}" for number in range(IMAGES)],
             "images": [str(folder / f"{number}.png") if folder else None for number in range(IMAGES)],
@@ -167,6 +168,8 @@ def test_mrv_agreement_and_reranking_are_those_of_the_result(tmp_path: Path):
     assert f"from {100 * before:.1f} % to {100 * after:.1f} %" in words
     assert f"MRV from {result['mrv']['mrv']:.2f} to {mrv:.2f}" in words
     assert f"have {10 * result['consistency']['agreement']:.1f} in common" in words
+    most = max(result["prevalence"]["ratio"].values())
+    assert f"has {most:.2f} times the places on the first page (10)" in words
     assert [point["mrv"] for point in model["rerank"]] == [result["mrv"]["mrv"], mrv]
     assert "lower is better" in " ".join(text for _, text in page.with_class("explained"))
     assert written["results"] == json.loads(json.dumps([result]))
@@ -269,7 +272,9 @@ def test_no_reranking(tmp_path: Path):
 
 
 def test_no_mrv_no_items_no_consistency(tmp_path: Path):
-    result = without(evaluated(), "mrv", "items", "consistency", "skipped", "settings", "benchmark", "texts")
+    result = without(
+        evaluated(), "mrv", "items", "consistency", "prevalence", "skipped", "settings", "benchmark", "texts"
+    )
     result["reranked"]["mrv"] = None
     for point in result["curve"]:
         point["mrv"] = None

@@ -359,3 +359,23 @@ def test_timm_initialisation_is_kept():
     model = CCRkModel(config)
     for name, value in plain.state_dict().items():
         assert torch.equal(model.vision_model.timm_model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("name", ["swin-w7", "swin-w12"])
+def test_fused_windows_equal_plain_ones(name):
+    config = CCRkVisionConfig(**copy.deepcopy(TOWERS[name][0]))
+    tower, pixels = CCRkImageTower(config).train(), images(config)
+    windows = [module for module in tower.modules() if hasattr(module, "relative_position_bias_table")]
+    for window in windows:
+        nn.init.normal_(window.relative_position_bias_table)
+    for module in tower.modules():  # no stochastic depth
+        module.drop_prob = 0.0
+    with torch.no_grad():
+        plain = tower(pixels)
+        assert not any(window.fused_attn for window in windows)
+        fused = tower.eval()(pixels)
+        assert all(window.fused_attn for window in windows)
+        config._attn_implementation = "eager"
+        assert torch.equal(tower(pixels), plain)
+    assert not torch.equal(fused, plain)
+    torch.testing.assert_close(fused, plain, atol=3e-6, rtol=1e-5)
