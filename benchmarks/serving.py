@@ -6,7 +6,8 @@
 Indexes a folder of photos, then for each variant starts `ccrk serve` as a process of its own and lets clients in this
 one ask over loopback for a while: eight of ten requests search by a text of the file (a line each), one by a photo,
 one for more like an item. Printed for each variant: requests a second, median and 99th percentile of the time to an
-answer, answers that were no success, and the memory of the service after a warm-up, at its most and at the end.
+answer, answers that were no success, CPU time of the service for a request, and its memory (MiB, after a warm-up and
+each quarter of the time).
 
 Clients and service share the processor. With towers in the place of a model the heads are random: the answers then
 mean nothing, and cost what those of a trained model of this size cost.
@@ -69,6 +70,11 @@ class Service:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) / 1024
 
+    def cpu(self) -> float:
+        """CPU seconds taken so far; other work on the machine hardly moves them."""
+        parts = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(parts[11]) + int(parts[12])) / os.sysconf("SC_CLK_TCK")
+
     def end(self) -> None:
         """Ends it and waits for that."""
         self.process.terminate()
@@ -93,6 +99,7 @@ async def load(service: Service, args, queries: list[str], photos: list[Path], i
     """Lets all clients ask for the given time."""
     times: dict[str, list[float]] = {}
     memory: list[float] = []
+    cpu: list[float] = []
     errors, begin = 0, time.perf_counter()
     start, end = begin + WARM_UP, begin + WARM_UP + args.seconds
 
@@ -111,17 +118,20 @@ async def load(service: Service, args, queries: list[str], photos: list[Path], i
         await asyncio.sleep(WARM_UP)
         while time.perf_counter() < end:
             memory.append(service.memory())
-            await asyncio.sleep(SAMPLE_EVERY)
+            cpu.append(service.cpu())
+            await asyncio.sleep(min(SAMPLE_EVERY, max(0.0, end - time.perf_counter())))
+        cpu.append(service.cpu())
 
     await asyncio.gather(watch(), *(client_of(number) for number in range(args.clients)))
     everything = sorted(value for part in times.values() for value in part)
     result = {"requests": len(everything), "per_second": round(len(everything) / args.seconds, 1), "errors": errors}
+    result["cpu_ms_per_request"] = round(1e3 * (cpu[-1] - cpu[0]) / len(everything), 1)
     for kind, values in {"all": everything, **times}.items():
         values = sorted(values)
         result[f"p50_ms_{kind}"] = round(1e3 * values[len(values) // 2], 1)
         result[f"p99_ms_{kind}"] = round(1e3 * values[int(len(values) * 0.99)], 1)
-    figures = {"memory_start": memory[0], "memory_most": max(memory), "memory_end": memory[-1]}
-    return result | {name: round(value) for name, value in figures.items()}
+    quarters = [memory[part * (len(memory) - 1) // 4] for part in range(5)]
+    return result | {"memory_mib": [round(value) for value in quarters], "memory_most_mib": round(max(memory))}
 
 
 def batch_size(url: str) -> float:
