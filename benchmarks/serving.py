@@ -1,5 +1,6 @@
 """`ccrk serve` under load: many clients at once, with batches and without.
 
+    python benchmarks/serving.py
     python benchmarks/serving.py --photos PHOTOS --queries queries.txt --model MODEL
     python benchmarks/serving.py --photos PHOTOS --queries queries.txt --image-tower I --text-tower T
 
@@ -10,13 +11,15 @@ answer, answers that were no success, CPU time of the service for a request, and
 each quarter of the time).
 
 Clients and service share the processor. With towers in the place of a model the heads are random: the answers then
-mean nothing, and cost what those of a trained model of this size cost.
+mean nothing, and cost what those of a trained model of this size cost. Without options 200 photos are drawn and the
+model is the tiny one of the tests, which shows that all works and what the service costs beside its model.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib.util
 import json
 import os
 import platform
@@ -30,6 +33,10 @@ from pathlib import Path
 
 import httpx2
 import torch
+
+spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parents[1] / "tests" / "pipelines" / "tiny.py")
+tiny = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny)
 
 VARIANTS = {"batches of up to 32": [], "no batches": ["--max-batch", "1"]}
 WARM_UP = 5.0  # seconds
@@ -47,6 +54,22 @@ def build_model(folder: Path, image: str, text: str) -> Path:
 
     processor = CCRkProcessor(CCRkImageProcessor.from_tower(image), AutoTokenizer.from_pretrained(text))
     model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def draw(folder: Path) -> Path:
+    """Writes photos of coloured blocks."""
+    folder.mkdir(exist_ok=True)
+    for number, photo in enumerate(tiny.build_photos(12) * 17):
+        photo.resize((320, 240)).save(folder / f"{number:03d}.jpg")
+    return folder
+
+
+def build_tiny_model(folder: Path) -> Path:
+    """Saves the model of the tests."""
+    processor = tiny.build_processor()
+    tiny.build_model(len(processor.tokenizer)).save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
@@ -144,8 +167,8 @@ def batch_size(url: str) -> float:
 def main() -> int:
     """Runs all variants and prints a line of JSON for each."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--photos", type=Path, required=True, help="folder of photos; the gallery")
-    parser.add_argument("--queries", type=Path, required=True, help="text file, a query a line")
+    parser.add_argument("--photos", type=Path, help="folder of photos; the gallery")
+    parser.add_argument("--queries", type=Path, help="text file, a query a line")
     parser.add_argument("--model", help="folder or Hub id")
     parser.add_argument("--image-tower", help="in the place of a model: a timm model")
     parser.add_argument("--text-tower", help="in the place of a model: an encoder")
@@ -155,13 +178,17 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="of the service's model")
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     args = parser.parse_args()
-    if not args.model and not (args.image_tower and args.text_tower):
-        parser.error("name a model, or two towers")
-    queries = [line for line in args.queries.read_text(encoding="utf-8").splitlines() if line.strip()]
+    queries = tiny.CAPTIONS
+    if args.queries is not None:
+        queries = [line for line in args.queries.read_text(encoding="utf-8").splitlines() if line.strip()]
     with tempfile.TemporaryDirectory() as folder:
         place = (args.work or Path(folder)).absolute()
         place.mkdir(parents=True, exist_ok=True)
-        model = args.model or str(build_model(place / "model", args.image_tower, args.text_tower))
+        if args.image_tower and args.text_tower:
+            model = str(build_model(place / "model", args.image_tower, args.text_tower))
+        else:
+            model = args.model or str(build_tiny_model(place / "model"))
+        args.photos = args.photos or draw(place / "photos")
         gallery = f"lance://{place}/photos.lance"
         threads = ["--threads", str(args.threads)]
         subprocess.run([*CCRK, "index", str(args.photos), "--model", model, "--to", gallery, *threads], check=True)
