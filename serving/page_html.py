@@ -16,6 +16,7 @@ CSS = """
 .ccrk-head h1 { font-size: 1.45rem; font-weight: 650; margin: 0 }
 .ccrk-head span { color: var(--body-text-color-subdued) }
 .ccrk-grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 14px }
+@media (max-width: 600px) { .ccrk-grid { grid-template-columns: 1fr 1fr } }
 .ccrk-card { margin: 0; border: 1px solid var(--border-color-primary); border-radius: 10px; overflow: hidden;
   background: var(--background-fill-primary); display: flex; flex-direction: column; padding: 0; text-align: left;
   cursor: pointer; font: inherit; color: inherit; min-width: 0; transition: box-shadow .12s }
