@@ -38,7 +38,7 @@ CORE = [
     "safetensors>=0.8.0",
     "huggingface_hub>=2.4.0,<3",
     "numpy>=2.4.6",
-    "pillow>=13.0.0",
+    "pillow>=12.3.0",  # gradio, which the extra `serve` brings, takes no 13 yet
     # the XLM-R tokenizer is built from its sentencepiece file, and that takes both
     "sentencepiece>=0.2.3",
     "protobuf>=7.36.2",
@@ -49,24 +49,36 @@ EXTRAS = {
     # matplotlib draws the curves of a training, tensorboard shows them while it runs
     "train": ["accelerate>=1.15.0", DATASETS, "matplotlib>=3.11.2", "peft>=0.21.2", "tensorboard>=2.21.0"],
     "evaluate": ["evaluate>=0.4.6,<0.5", DATASETS, "scipy>=1.17.1"],
+    # gradio makes the page; python-multipart reads photos that are sent
+    "serve": [
+        "fastapi>=0.165.0",
+        "gradio>=6.31.0,<7",
+        "prometheus-client>=0.26.0",
+        "python-multipart>=0.0.34",
+        "uvicorn>=0.54.0",
+    ],
     # indexes on disk and on a server; Milvus Lite is Milvus in a file, and brings faiss
     "lance": ["lancedb>=0.40.0", "pyarrow>=26.0.1"],
     "milvus": ["milvus-lite>=3.2.2", "pymilvus>=3.0.2"],
     # faiss-cpu is what search is compared with, milvus a whole server that tests start; pytrec-eval-terrier computes
-    # figures from the TREC files that we write, to compare with ours
+    # figures from the TREC files that we write, to compare with ours; httpx2, schemathesis and playwright are clients
+    # of the service: by hand, from its OpenAPI, and in a browser
     "dev": [
         "build>=1.3.0",
         "faiss-cpu>=1.15.1",
+        "httpx2>=2.16.2",
         "import-linter>=2.17",
         "milvus>=2.3.5; platform_system == 'Linux'",
+        "playwright>=1.65.2",
         "pytest>=9.2.0",
         "pytrec-eval-terrier>=0.5.11",
         "ruff>=0.17.6",
+        "schemathesis>=4.32.5",
         "setuptools>=77",
     ],
 }
 # everything a user can switch on; the tools of the developers stay apart
-EXTRAS["all"] = sorted({*EXTRAS["train"], *EXTRAS["evaluate"], *EXTRAS["lance"], *EXTRAS["milvus"]})
+EXTRAS["all"] = sorted({part for name in ("train", "evaluate", "lance", "milvus", "serve") for part in EXTRAS[name]})
 
 
 def version() -> str:

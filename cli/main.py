@@ -23,6 +23,7 @@ COMMANDS = {
     "evaluate": "measure recall and consistency, by language, with a report",
     "index": "make an index of photos or texts, or bring one up to date",
     "search": "find photos by captions and captions by photos",
+    "serve": "search over HTTP, and on a web page",
     "convert": "turn a checkpoint of the authors' code into a model folder",
 }
 

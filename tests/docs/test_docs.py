@@ -240,6 +240,7 @@ def test_every_training_argument_has_its_default():
         ("evaluate", "evaluation"),
         ("index", "galleries"),
         ("search", "search"),
+        ("serve", "serving"),
         ("convert", "converting"),
     ],
 )
