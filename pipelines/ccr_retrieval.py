@@ -13,7 +13,7 @@ import sys
 import types
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -36,10 +36,19 @@ RESULT_KEYS = ("score", "similarity", "match")  # what a column of a data set ma
 SCALARS = (str, bool, int, float, types.NoneType)
 
 PROGRESS_FROM = 65  # items; a shorter wait needs no bar
+AUTO_RERANK = 32  # candidates that rerank="auto" takes
 STATE_CACHE_BYTES = 256 * 2**20  # image states kept for re-ranking; 2.4 MB an image at the paper's size
-SIMILARITIES_AT_ONCE = 2**25  # of one block in the exact search, 128 MB
+# exact search: what is taken at once, so that it stays in a processor's cache
+QUERIES_AT_ONCE = 128
+ROWS_AT_ONCE = 2**13
+SIMILARITIES_AT_ONCE = 2**21  # 8 MB
+FEW_QUERIES = 32
+PIECE = 1024  # rows
+GROUP = 64  # similarities
 
-QUERY_KINDS = 'a text (str or {"text": ...}) or a photo (PIL.Image, Path or {"image": ...})'
+QUERY_KINDS = (
+    'a text (str or {"text": ...}), a photo (PIL.Image, Path or {"image": ...}) or both ({"image": ..., "text": ...})'
+)
 GALLERY_KINDS = (
     "a folder of photos (str or Path), a list of photos (PIL.Image or Path), a list of captions (str), "
     "a datasets.Dataset with an 'image' column, or an index with search(vectors, k)"
@@ -53,6 +62,9 @@ class RetrievalIndex(Protocol):
     Three more members are used where an index has them: `modality` ("image" or "text"), what is in it;
     `entries(ids)`, a list of dicts that describe the rows in results (`id`, `path` or `text`, metadata); and
     `load(ids)`, the photos (PIL images or paths) or captions themselves. Re-ranking needs `modality` and `load`.
+    `IndexGallery` of the package shows the others: `attach(model, processor)`, which may refuse a model; `columns`,
+    with which `search` takes `where`; `state_keys(ids)`, `hidden_states(ids)`, `keep_states(ids, states)` and
+    `has_states` for states of photos that are kept.
     """
 
     def search(self, vectors: torch.Tensor, k: int) -> list[tuple[list[Hashable], list[float]]]:
@@ -125,36 +137,127 @@ class InMemoryGallery:
             raise ValueError(
                 f"queries of shape {tuple(vectors.shape)} for a gallery of {self.vectors.shape[1]}-dimensional vectors"
             )
-        found = []
-        for block in vectors.split(max(1, SIMILARITIES_AT_ONCE // len(self))):
-            found.extend(_best(row, k) for row in block.to(self.vectors) @ self.vectors.t())
-        return found
+        scores, rows = exact_search(self.vectors, vectors.to(self.vectors), k)
+        return list(zip(rows.tolist(), scores.tolist(), strict=True))
 
 
-def _best(similarities: torch.Tensor, k: int) -> tuple[list[int], list[float]]:
-    """The k largest of (N,), equal ones by position: `topk` alone leaves it open which of them it takes."""
-    if k < len(similarities):
-        threshold = similarities.topk(k).values[-1]
-        rows = (similarities >= threshold).nonzero()[:, 0]
-    else:
-        rows = torch.arange(len(similarities))
-    order = similarities[rows].argsort(descending=True, stable=True)[:k]
-    rows = rows[order]
-    return rows.tolist(), similarities[rows].tolist()
+@torch.no_grad()
+def exact_search(
+    vectors: torch.Tensor, queries: torch.Tensor, k: int, rows: Sequence[int] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows with the largest products with each query, equal ones by row.
+
+    Args:
+        vectors: (M, D).
+        queries: (N, D) of the same type and device.
+        k: rows wanted for each; all of them if there are fewer.
+        rows: the rows to look at, in rising order; all of them by default.
+
+    Returns:
+        (N, min(k, M)) products, largest first, and the rows they are of.
+    """
+    if rows is not None:
+        rows = torch.as_tensor(rows, dtype=torch.int64, device=vectors.device)
+    size = len(vectors) if rows is None else len(rows)
+    if not size or not len(queries):
+        return queries.new_empty(len(queries), 0), torch.empty(
+            len(queries), 0, dtype=torch.int64, device=queries.device
+        )
+    found = [_exact(vectors, some, k, rows) for some in queries.split(QUERIES_AT_ONCE)]
+    scores, places = (torch.cat(tensors) for tensors in zip(*found, strict=True))
+    return scores, places if rows is None else rows[places]
 
 
-def resolve_uri(uri: str) -> RetrievalIndex:
-    """Opens the index that a URI names, by the installed package.
+def _exact(
+    vectors: torch.Tensor, queries: torch.Tensor, k: int, rows: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Products and places for as many queries as can be compared with a block at once."""
+    scores, places = [], []
+    for start, similarities in _similarities(vectors, queries, rows):
+        # one more than is wanted, to see whether the last of all ties with one that is left out
+        best, columns = _largest(similarities, k + 1)
+        scores.append(best)
+        places.append(columns + start)
+    scores, places = torch.cat(scores, 1), torch.cat(places, 1)
+    places, order = places.sort(dim=1)  # `topk` leaves the order of equal ones open
+    scores, order = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
+    scores, places = scores[:, : k + 1], places.gather(1, order[:, : k + 1])
+    if scores.shape[1] > k:
+        tied = (scores[:, k - 1] == scores[:, k]).nonzero()[:, 0]
+        scores, places = scores[:, :k], places[:, :k]
+        for query in tied.tolist():  # rare, unless many photos are there twice
+            scores[query], places[query] = _exact_tied(vectors, queries[query : query + 1], k, rows)
+    return scores, places
+
+
+def _similarities(
+    vectors: torch.Tensor, queries: torch.Tensor, rows: torch.Tensor | None
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Blocks of the (N, M) products of queries and vectors, each with the place of its first column.
+
+    A block lies in a buffer that the next one takes over.
+    """
+    few, count = len(queries), len(vectors) if rows is None else len(rows)
+    # vectors that are picked out are copied, so these blocks stay small
+    step = min(count, ROWS_AT_ONCE if rows is not None else max(ROWS_AT_ONCE, SIMILARITIES_AT_ONCE // few))
+    buffer = queries.new_empty(few * step)
+    for start in range(0, count, step):
+        end = min(start + step, count)
+        block = vectors[start:end] if rows is None else vectors[rows[start:end]]
+        products = buffer[: few * len(block)]
+        if few == 1:
+            # a product with one vector reads memory at a third of its speed, and a batch of small ones at all of it
+            whole = len(block) // PIECE * PIECE
+            pieces, column = block[:whole].view(-1, PIECE, block.shape[1]), queries.t()
+            torch.bmm(pieces, column.expand(len(pieces), -1, 1), out=products[:whole].view(-1, PIECE, 1))
+            torch.mm(block[whole:], column, out=products[whole:].view(-1, 1))
+        elif few <= FEW_QUERIES:  # the longer side in front is faster, for two queries five times
+            torch.mm(block, queries.t(), out=products.view(-1, few))
+            yield start, products.view(-1, few).t().contiguous()
+            continue
+        else:
+            torch.mm(queries, block.t(), out=products.view(few, -1))
+        yield start, products.view(few, -1)
+
+
+def _largest(similarities: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k largest of each row of (N, M) and their columns, in any order; all of them if there are fewer."""
+    size = similarities.shape[1]
+    groups = size // GROUP
+    if groups <= 4 * k:
+        return similarities.topk(min(k, size), 1)
+    # they lie in the k groups with the largest maxima: column c is of group c % groups, so maxima are of whole lines
+    whole = groups * GROUP
+    best = similarities[:, :whole].unflatten(1, (GROUP, groups)).amax(1).topk(k, 1).indices
+    lines = torch.arange(0, whole, groups, device=best.device)
+    rest = torch.arange(whole, size, device=best.device).expand(len(best), -1)
+    columns = torch.cat([(best[:, :, None] + lines).flatten(1), rest], 1)
+    scores, order = similarities.gather(1, columns).topk(k, 1)
+    return scores, columns.gather(1, order)
+
+
+def _exact_tied(
+    vectors: torch.Tensor, query: torch.Tensor, k: int, rows: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Products and places for a query where the last place is to be given to one of several equal rows."""
+    similarities = torch.cat([block[0].clone() for _, block in _similarities(vectors, query, rows)])
+    places = (similarities >= similarities.topk(k).values[-1]).nonzero()[:, 0]
+    scores, order = similarities[places].sort(dim=0, descending=True, stable=True)
+    return scores[:k], places[order[:k]]
+
+
+def resolve_index(gallery: Any) -> RetrievalIndex:
+    """Makes a gallery of an index, or of the URI of one, by the installed package.
 
     Raises:
         ImportError: if the package is not installed.
-        ValueError: if it has no gallery of this kind.
+        OSError, ValueError: if there is no such index.
     """
     try:
         from ccrk.pipelines.galleries import open_gallery
     except ImportError as error:
-        raise ImportError(f"opening the gallery '{uri}', a URI, takes the package: pip install ccrk") from error
-    return open_gallery(uri)
+        raise ImportError(f"opening the gallery '{gallery}', an index, takes the package: pip install ccrk") from error
+    return open_gallery(gallery)
 
 
 def folder_source(folder: Path, open_image: Callable) -> GallerySource:
@@ -263,7 +366,7 @@ def _plain(value: Any) -> Any:
 
 @dataclass
 class Query:
-    """One query: its place in the list, "text" or "image", and the text or photo."""
+    """One query: its place in the list; "text", "image" or "both"; text, photo, or (photo, text, weight)."""
 
     number: int
     modality: str
@@ -297,8 +400,8 @@ class CCRkRetrievalPipeline(Pipeline):
             captions are embedded at once; what cannot be read is skipped, with a warning, and listed in
             `pipe.gallery.skipped`.
         batch_size: photos or texts in one pass; 32 by default.
-        **kwargs: `top_k`, `rerank`, `rerank_score`, which become the defaults of calls (see `__call__`), and the
-            arguments of `transformers.Pipeline`.
+        **kwargs: `top_k`, `rerank`, `rerank_score`, `where`, which become the defaults of calls (see `__call__`), and
+            the arguments of `transformers.Pipeline`.
 
     Raises:
         OSError, TypeError, ValueError: if the gallery is missing, empty or none at all, or the model gives no numbers.
@@ -348,19 +451,21 @@ class CCRkRetrievalPipeline(Pipeline):
             opened = self._embed_source(
                 opened, _whole("batch_size", self._batch_size if batch_size is None else batch_size)
             )
+        if hasattr(opened, "attach"):
+            opened.attach(self.model, self.processor)
         self.gallery = opened
         self._states.clear()
 
     def _open_gallery(self, gallery: Any) -> GallerySource | RetrievalIndex:
         open_image = self.processor.image_processor.open_image
-        if isinstance(gallery, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", gallery):
-            return resolve_uri(gallery)
+        if isinstance(gallery, str) and re.match(r"[A-Za-z][A-Za-z0-9+.-]*://|memory:", gallery):
+            return resolve_index(gallery)
         if isinstance(gallery, (str, os.PathLike)):
             return folder_source(Path(gallery), open_image)
         if hasattr(gallery, "column_names"):  # before the index, since a data set has a `search` of its own
             return dataset_source(gallery, open_image)
         if isinstance(gallery, RetrievalIndex):
-            return gallery
+            return resolve_index(gallery) if hasattr(gallery, "fingerprint") else gallery
         if not isinstance(gallery, (list, tuple)):
             raise TypeError(f"the gallery is of type {type(gallery).__name__}; it can be {GALLERY_KINDS}")
         if not gallery:
@@ -383,19 +488,15 @@ class CCRkRetrievalPipeline(Pipeline):
     def _embed_source(self, source: GallerySource, batch_size: int) -> InMemoryGallery:
         rows, entries, vectors, batch = [], [], [], []
 
-        def embed() -> None:
-            vectors.append(self._embed(self._inputs(source.modality, batch), source.modality, "the gallery")[0].cpu())
-            batch.clear()
-
-        with torch.inference_mode(), self.device_placement():
-            for row, content, entry in self._read_source(source):
-                rows.append(row)
-                entries.append(entry)
-                batch.append(content)
-                if len(batch) == batch_size:
-                    embed()
-            if batch:
-                embed()
+        for row, content, entry in self._read_source(source):
+            rows.append(row)
+            entries.append(entry)
+            batch.append(self.prepare(source.modality, content))
+            if len(batch) == batch_size:
+                vectors.append(self.encode(source.modality, batch)[0])
+                batch = []
+        if batch:
+            vectors.append(self.encode(source.modality, batch)[0])
         if source.skipped:
             causes = "; ".join(f"{name}: {cause}" for name, cause in source.skipped[:10])
             more = f"; and {len(source.skipped) - 10} more" if len(source.skipped) > 10 else ""
@@ -422,6 +523,25 @@ class CCRkRetrievalPipeline(Pipeline):
         name = "images" if modality == "image" else "text"
         return dict(self.processor(**{name: contents}, return_tensors="pt"))
 
+    def prepare(self, modality: str, content: Any) -> Any:
+        """A photo as pixels (3, H, W), which take less memory than the photo; a text as it is."""
+        return self._inputs(modality, [content])["pixel_values"][0] if modality == "image" else content
+
+    def encode(self, modality: str, contents: list) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeds photos or texts as a gallery holds them.
+
+        Args:
+            modality: "image" or "text".
+            contents: from `prepare`; one pass through the model.
+
+        Returns:
+            Unit vectors (N, D), float32 on the CPU, and the tokens of the tower (N, ., width), where they are.
+        """
+        inputs = {"pixel_values": torch.stack(contents)} if modality == "image" else self._inputs("text", contents)
+        with torch.inference_mode(), self.device_placement():
+            vectors, hidden_states, _ = self._embed(inputs, modality, "the gallery")
+            return vectors.cpu(), hidden_states
+
     def _embed(self, inputs: dict[str, torch.Tensor], modality: str, whose: str) -> tuple[torch.Tensor, ...]:
         """Unit vectors (N, D) in float32, tokens of the tower (N, ., width), attention mask of texts."""
         inputs = {name: tensor.to(self.model.device) for name, tensor in inputs.items()}
@@ -446,18 +566,25 @@ class CCRkRetrievalPipeline(Pipeline):
         raise ValueError(f"the model '{name}' gives NaN or infinity as {what}: {cause}")
 
     def _sanitize_parameters(
-        self, top_k: int | None = None, rerank: int | None = None, rerank_score: str | None = None, **unknown
+        self,
+        top_k: int | None = None,
+        rerank: int | str | None = None,
+        rerank_score: str | None = None,
+        where: dict | None = None,
+        **unknown,
     ) -> tuple[dict, dict, dict]:
         if unknown:
             raise TypeError(
-                f"'{next(iter(unknown))}' is no option of the pipeline; it has gallery, top_k, rerank, rerank_score "
-                "and batch_size"
+                f"'{next(iter(unknown))}' is no option of the pipeline; it has gallery, top_k, rerank, rerank_score, "
+                "where and batch_size"
             )
         options: dict[str, Any] = {}
         if top_k is not None:
             options["top_k"] = _whole("top_k", top_k)
         if rerank is not None:
-            options["rerank"] = _whole("rerank", rerank)
+            options["rerank"] = rerank if rerank == "auto" else _whole("rerank", rerank)
+        if where is not None:
+            options["where"] = where
         if rerank_score is not None:
             if rerank_score not in RERANK_SCORES:
                 raise ValueError(f"rerank_score is {rerank_score!r}; it is one of {', '.join(RERANK_SCORES)}")
@@ -470,21 +597,26 @@ class CCRkRetrievalPipeline(Pipeline):
         *,
         gallery: Any = None,
         top_k: int | None = None,
-        rerank: int | None = None,
+        rerank: int | str | None = None,
         rerank_score: str | None = None,
+        where: dict | None = None,
         batch_size: int | None = None,
     ) -> list:
         """Searches the gallery.
 
         Args:
             inputs: a query or a list of queries. A `str` or `{"text": ...}` is a text; a `PIL.Image`, a `Path` or
-                `{"image": ...}` is a photo.
+                `{"image": ...}` is a photo. `{"image": ..., "text": ..., "weight": 0.5}` is both: the sum of the two
+                vectors, the text's times the weight (from 0 to 1; 0.5 by default), the photo's times the rest.
             gallery: replaces the gallery, for later calls too; see the class.
             top_k: results for each query; 10 by default, the whole gallery if that has fewer.
             rerank: lets the fusion encoder score the best so many anew. It reads a text together with a photo, so
-                texts must meet photos. Rows beyond them follow in the order of their similarity.
+                texts must meet photos. Rows beyond them follow in the order of their similarity. "auto" takes 32
+                where they are affordable, see `_auto_rerank`, and none elsewhere.
             rerank_score: what orders the re-ranked: "itm", the logit of a match; "sim", the cosine similarity; or
                 "itm+sim" (default), the log-odds of a match plus the cosine divided by the model's temperature.
+            where: filter on the metadata of an index: column -> a value, a list of values, or
+                `{"min": ..., "max": ...}`; all have to hold. See `ccrk.pipelines.index.parse_where`.
             batch_size: queries, or pairs when re-ranking, in one pass.
 
         Returns:
@@ -496,7 +628,7 @@ class CCRkRetrievalPipeline(Pipeline):
         Raises:
             OSError, TypeError, ValueError: saying which query, option or gallery is at fault, and why.
         """
-        _, searching, describing = self._sanitize_parameters(top_k, rerank, rerank_score)
+        _, searching, describing = self._sanitize_parameters(top_k, rerank, rerank_score, where)
         size = _whole("batch_size", self._batch_size if batch_size is None else batch_size)
         searching = {**self._forward_params, **searching, "batch_size": size}
         describing = {**self._postprocess_params, **describing}
@@ -507,17 +639,20 @@ class CCRkRetrievalPipeline(Pipeline):
             self.set_gallery(gallery, batch_size)
         if self.gallery is None:
             raise ValueError(f"there is no gallery to search: pass gallery=..., {GALLERY_KINDS}")
-        self._check_rerank({modality for modality, _ in kinds}, searching.get("rerank"))
+        self._check_search({modality for modality, _ in kinds}, searching.get("rerank"), searching.get("where"))
 
         results: list[Any] = [None] * len(raw)
-        for modality in ("text", "image"):
+        for modality in ("text", "image", "both"):
+            options = dict(searching)
+            if options.get("rerank") == "auto":
+                options["rerank"] = self._auto_rerank(modality)
             numbers = [n for n, kind in enumerate(kinds) if kind[0] == modality]
             if modality == "text":  # texts of like length are padded least
                 numbers.sort(key=lambda n: len(kinds[n][1]))
             for start in range(0, len(numbers), size):
                 part = numbers[start : start + size]
                 queries = [Query(n, *kinds[n]) for n in part]
-                answers = self.run_single(queries, {"many": many}, searching, describing)
+                answers = self.run_single(queries, {"many": many}, options, describing)
                 for number, answer in zip(part, answers, strict=True):
                     results[number] = answer
         return results if many else results[0]
@@ -525,13 +660,7 @@ class CCRkRetrievalPipeline(Pipeline):
     def _parse(self, query: Any, name: str) -> tuple[str, Any]:
         """Modality and content of a query; a photo is not opened yet."""
         if isinstance(query, dict):
-            if len(query) != 1 or not query.keys() <= {"text", "image"}:
-                keys = ", ".join(map(repr, query)) or "none"
-                raise ValueError(f'{name} is a dict with the keys {keys}; give {{"text": ...}} or {{"image": ...}}')
-            ((modality, content),) = query.items()
-            fits = isinstance(content, str) if modality == "text" else _is_photo(content) or isinstance(content, str)
-            if not fits:
-                raise TypeError(f"{name} has a {type(content).__name__} as {modality}; a query is {QUERY_KINDS}")
+            modality, content = self._parse_dict(query, name)
         elif isinstance(query, str):
             modality, content = "text", query
             if content.lower().endswith(PHOTO_SUFFIXES) and os.path.isfile(content):
@@ -540,18 +669,61 @@ class CCRkRetrievalPipeline(Pipeline):
             modality, content = "image", query
         else:
             raise TypeError(f"{name} is of type {type(query).__name__}; a query is {QUERY_KINDS}")
-        if modality == "text":
-            self.processor.prepare_text(content, name)  # refuses an empty one, by its name
+        if modality != "image":  # refuses an empty one, by its name
+            self.processor.prepare_text(content if modality == "text" else content[1], name)
         return modality, content
 
-    def _check_rerank(self, modalities: set[str], rerank: int | None) -> None:
-        if rerank is None:
+    @staticmethod
+    def _parse_dict(query: dict, name: str) -> tuple[str, Any]:
+        parts = query.keys() & {"text", "image"}
+        if not parts or query.keys() - {"text", "image"} - ({"weight"} if len(parts) == 2 else set()):
+            keys = ", ".join(map(repr, query)) or "none"
+            raise ValueError(
+                f'{name} is a dict with the keys {keys}; give {{"text": ...}}, {{"image": ...}}, or both, then with a '
+                '"weight" if you like'
+            )
+        for modality in sorted(parts):
+            content = query[modality]
+            if not (isinstance(content, str) or (modality == "image" and _is_photo(content))):
+                raise TypeError(f"{name} has a {type(content).__name__} as {modality}; a query is {QUERY_KINDS}")
+        if len(parts) == 1:
+            return modality, content
+        weight = query.get("weight", 0.5)
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
+            raise ValueError(f"{name} has the weight {weight!r}; it is a number from 0 (the photo) to 1 (the text)")
+        return "both", (query["image"], query["text"], float(weight))
+
+    def _auto_rerank(self, modality: str) -> int | None:
+        """What `rerank="auto"` stands for: 32 if all of this holds, and no re-ranking if not.
+
+        Texts meet photos, in either direction, and the gallery can hand them out. The model was trained to match them
+        (`matching_weight` of its configuration is above 0). And they are affordable: the gallery holds texts, or
+        keeps states for nine tenths of its photos, or the model is not on a CPU.
+        """
+        held, config = getattr(self.gallery, "modality", None), self.retriever.config
+        meets = {modality, held} == {"text", "image"} and hasattr(self.gallery, "load")
+        trained = hasattr(self.model, "match") and getattr(config, "matching_weight", 1) > 0
+        cheap = held == "text" or getattr(self.gallery, "has_states", False) or self.model.device.type != "cpu"
+        return AUTO_RERANK if meets and trained and cheap else None
+
+    def _check_search(self, modalities: set[str], rerank: int | str | None, where: dict | None) -> None:
+        if where is not None and not hasattr(self.gallery, "columns"):
+            raise ValueError(
+                f"a filter (where={where!r}) needs an index with columns, which this gallery "
+                f"({type(self.gallery).__name__}) is not: `ccrk index` makes one"
+            )
+        if rerank in (None, "auto"):
             return
         held = getattr(self.gallery, "modality", None)
         if held not in ("image", "text") or not hasattr(self.gallery, "load"):
             raise ValueError(
                 f"rerank={rerank} needs the photos or captions themselves, and the index "
                 f"{type(self.gallery).__name__} cannot give them: it lacks `modality` or `load(ids)`"
+            )
+        if "both" in modalities:
+            raise ValueError(
+                f"rerank={rerank} with a query of a photo and a text: the fusion encoder scores a photo against a "
+                "text, and not against both. Leave rerank out to compare by embeddings"
             )
         if held in modalities:
             raise ValueError(
@@ -564,11 +736,15 @@ class CCRkRetrievalPipeline(Pipeline):
     def preprocess(self, input_: list[Query], many: bool = True) -> dict[str, Any]:
         """Opens and prepares a batch of queries of one modality."""
         modality = input_[0].modality
-        if modality == "image":
-            contents = [self._open_query(q.content, f"query {q.number}" if many else "the query") for q in input_]
-        else:
-            contents = [query.content for query in input_]
-        return {"modality": modality, **self._inputs(modality, contents)}
+        if modality == "text":
+            return {"modality": modality, **self._inputs("text", [query.content for query in input_])}
+        names = [f"query {query.number}" if many else "the query" for query in input_]
+        photos = [query.content if modality == "image" else query.content[0] for query in input_]
+        inputs = self._inputs("image", [self._open_query(*pair) for pair in zip(photos, names, strict=True)])
+        if modality == "both":
+            inputs |= self._inputs("text", [query.content[1] for query in input_])
+            inputs["weights"] = torch.tensor([[query.content[2]] for query in input_])
+        return {"modality": modality, **inputs}
 
     def _open_query(self, photo: Any, name: str) -> PIL.Image.Image:
         try:
@@ -583,11 +759,19 @@ class CCRkRetrievalPipeline(Pipeline):
         top_k: int = 10,
         rerank: int | None = None,
         rerank_score: str = "itm+sim",
+        where: dict | None = None,
         batch_size: int = 32,
     ) -> list[list[Found]]:
         modality = input_tensors.pop("modality")
-        vectors, hidden_states, mask = self._embed(input_tensors, modality, "the query")
-        hits = self.gallery.search(vectors.cpu(), max(top_k, rerank or 0))
+        if modality == "both":
+            weights = input_tensors.pop("weights").to(self.model.device)
+            photos, *_ = self._embed({"pixel_values": input_tensors.pop("pixel_values")}, "image", "the query")
+            texts, *_ = self._embed(input_tensors, "text", "the query")
+            vectors = normalize((1 - weights) * photos + weights * texts, dim=-1)
+        else:
+            vectors, hidden_states, mask = self._embed(input_tensors, modality, "the query")
+        filtered = {} if where is None else {"where": where}
+        hits = self.gallery.search(vectors.cpu(), max(top_k, rerank or 0), **filtered)
         found = [[Found(i, s, s) for i, s in zip(ids, map(float, scores), strict=True)] for ids, scores in hits]
         if len(found) != len(vectors):
             raise ValueError(f"the index answered {len(found)} queries of {len(vectors)}")
@@ -595,7 +779,7 @@ class CCRkRetrievalPipeline(Pipeline):
             self._rescore([row[:rerank] for row in found], modality, hidden_states, mask, rerank_score, batch_size)
             for row in found:
                 # sorting is stable: of equal scores the more similar stays in front, and of these the earlier
-                row[:rerank] = sorted(row[:rerank], key=lambda item: -item.score)
+                row[:rerank] = sorted(row[:rerank], key=lambda item: (item.match is None, -item.score))
         return found
 
     def _rescore(
@@ -611,9 +795,12 @@ class CCRkRetrievalPipeline(Pipeline):
         temperature = float(self.retriever.temperature)
         for start in range(0, len(ids), batch_size):
             part = ids[start : start + batch_size]
-            asked = [(query, row, item) for row, i in enumerate(part) for query, item in askers[i]]
             if modality == "text":
-                states = self._gallery_states(part)
+                part, states = self._gallery_states(part)
+            asked = [(query, row, item) for row, i in enumerate(part) for query, item in askers[i]]
+            if not asked:
+                continue
+            if modality == "text":
                 pairs = [(row, query) for query, row, _ in asked]
             else:
                 pairs = [(query, row) for query, row, _ in asked]
@@ -637,24 +824,59 @@ class CCRkRetrievalPipeline(Pipeline):
                     "itm+sim": yes - no + item.similarity / temperature,
                 }[rerank_score]
 
-    def _gallery_states(self, ids: list[Hashable]) -> Any:
-        """Image states of gallery items, computed where they are not kept from an earlier search."""
-        missing = [i for i in ids if i not in self._states]
-        known = {i: self._states[i] for i in ids if i in self._states}
-        if missing:
-            photos = [self.processor.image_processor.open_image(photo) for photo in self.gallery.load(missing)]
-            pixels = self._inputs("image", photos)["pixel_values"].to(self.model.device, self.model.dtype)
-            states = self.retriever.get_image_states(pixels)
-            for number, i in enumerate(missing):
-                known[i] = states.select(torch.tensor([number], device=pixels.device))
+    def _gallery_states(self, ids: list[Hashable]) -> tuple[list[Hashable], Any]:
+        """Image states of gallery items, computed where they are not kept from an earlier search.
+
+        Returns:
+            The items, without those whose photos cannot be read any more, and their states.
+        """
+        names = self.gallery.state_keys(ids) if hasattr(self.gallery, "state_keys") else ids
+        keys = dict(zip(ids, names, strict=True))
+        known = {key: self._states[key] for key in keys.values() if key in self._states}
+        hidden_states = self._hidden_states([i for i in ids if keys[i] not in known])
+        if hidden_states:
+            device, dtype = self.model.device, self.model.dtype
+            stacked = torch.stack([state.to(device, dtype) for state in hidden_states.values()])
+            states = self.retriever.get_image_states(image_hidden_states=stacked)
+            for number, i in enumerate(hidden_states):
+                known[keys[i]] = states.select(torch.tensor([number], device=device))
+        ids = [i for i in ids if keys[i] in known]
+        if not ids:
+            return ids, None
         for i in ids:
-            self._states[i] = known[i]
-            self._states.move_to_end(i)
-        one = known[ids[0]]
+            self._states[keys[i]] = known[keys[i]]
+            self._states.move_to_end(keys[i])
+        one = known[keys[ids[0]]]
         each = sum(tensor.nbytes for tensor in (*one.keys, *one.values))
         while len(self._states) * each > STATE_CACHE_BYTES:
             self._states.popitem(last=False)
-        return type(one).cat([known[i] for i in ids])
+        return ids, type(one).cat([known[keys[i]] for i in ids])
+
+    def _hidden_states(self, ids: list[Hashable]) -> dict[Hashable, torch.Tensor]:
+        """Tokens (1 + P, width) of the photos that can be read: those that the gallery keeps, or computed."""
+        if not ids:
+            return {}
+        kept = self.gallery.hidden_states(ids) if hasattr(self.gallery, "hidden_states") else [None] * len(ids)
+        found = {i: state for i, state in zip(ids, kept, strict=True) if state is not None}
+        missing, pixels, causes = [i for i in ids if i not in found], {}, []
+        for i in missing:
+            try:
+                (photo,) = self.gallery.load([i])
+                if photo is None:
+                    raise ValueError(f"the gallery cannot hand out '{i}'")
+                pixels[i] = self.prepare("image", self.processor.image_processor.open_image(photo))
+            except (OSError, ValueError) as error:
+                causes.append(str(error))
+        if causes:
+            more = f" (and {len(causes) - 1} more)" if len(causes) > 1 else ""
+            warnings.warn(f"not re-ranked, and put behind what is: {causes[0]}{more}", stacklevel=2)
+        if pixels:
+            batch = torch.stack(list(pixels.values())).to(self.model.device, self.model.dtype)
+            states = self.retriever.vision_model(batch)
+            if hasattr(self.gallery, "keep_states"):
+                self.gallery.keep_states(list(pixels), states)
+            found |= dict(zip(pixels, states, strict=True))
+        return found
 
     def postprocess(self, model_outputs: list[list[Found]], top_k: int = 10) -> list[list[dict[str, Any]]]:
         """Results as plain dicts."""

@@ -1,32 +1,34 @@
-"""Galleries that are named by a URI (`scheme://...`), each opened by the back end of its scheme."""
+"""Galleries that are indexes, or named by the URI of one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from .ccr_retrieval import GALLERY_KINDS, RetrievalIndex
-
-BACK_ENDS: dict[str, Callable[[str], RetrievalIndex]] = {}
-"""Scheme (in lower case) -> function that opens a URI of that scheme."""
+from .ccr_retrieval import GALLERY_KINDS
+from .index import VectorIndex
+from .index_gallery import IndexGallery
+from .indexes import BACK_ENDS, SCHEME, open_index
 
 
-def open_gallery(uri: str) -> RetrievalIndex:
-    """Opens the index that a URI names.
+def open_gallery(gallery: str | VectorIndex) -> IndexGallery:
+    """Makes a gallery of an index.
 
     Args:
-        uri: `scheme://...`; what follows the scheme is for its back end to read.
+        gallery: an open index, or the URI of one.
 
     Raises:
-        ValueError: if no back end has this scheme; the message says which galleries there are.
+        FileNotFoundError: if there is no index of this URI.
+        ImportError, OSError: as `open_index`.
+        ValueError: if it names no index; the message says which galleries there are.
     """
-    scheme = uri.partition("://")[0].lower()
-    if scheme not in BACK_ENDS:
-        schemes = ", ".join(f"{name}://" for name in sorted(BACK_ENDS)) or "none"
+    if not isinstance(gallery, str):
+        return IndexGallery(gallery)
+    scheme = SCHEME.match(gallery)
+    if scheme is None or scheme[1].lower() not in BACK_ENDS:
+        schemes = ", ".join(f"{name}:" for name in sorted(BACK_ENDS))
         raise ValueError(
-            f"the gallery '{uri}' cannot be opened: there is no back end for '{scheme}://' (there are: {schemes}). "
-            f"Without a URI a gallery is {GALLERY_KINDS}"
+            f"the gallery '{gallery}' cannot be opened: there is no back end for it (there are: {schemes}). Without a "
+            f"URI a gallery is {GALLERY_KINDS}"
         )
-    return BACK_ENDS[scheme](uri)
+    return IndexGallery(open_index(gallery))
 
 
-__all__ = ["BACK_ENDS", "open_gallery"]
+__all__ = ["open_gallery"]

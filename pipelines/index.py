@@ -23,6 +23,9 @@ RESERVED = ("id", "vector", "score", "similarity", "match")
 
 COLUMN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 MAX_ID_BYTES = 1024
+UNIT_TOLERANCE, UNIT_ERROR = 0.02, 1e-5
+"""How far from 1 the length of a unit vector may be; those computed in bfloat16 are, and beyond the second number they
+are brought to 1."""
 
 Hits = list[tuple[list[str], list[float]]]
 """For each query the ids found and their cosine similarities, best first."""
@@ -156,7 +159,7 @@ def _typed(column: str, kind: str, value: Any) -> Any:
         value = float(value)
     if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
         raise ValueError(f"'{column}' is of type {kind}, which {value!r} is not")
-    if wanted is int and not -(2**63) <= value < 2**63:
+    if wanted is int and abs(value) >= 2**63:  # -2**63 too, which no back end can read in a filter
         raise ValueError(f"'{column}' is of type int64, and {value} is too large for it")
     return value
 
@@ -182,7 +185,7 @@ def check_rows(
     ids: Sequence[str],
     vectors: torch.Tensor,
     metadata: Sequence[Mapping[str, Any]] | None,
-    dimension: int,
+    fingerprint: IndexFingerprint,
     columns: Mapping[str, str],
 ) -> tuple[torch.Tensor, list[dict[str, Any]]]:
     """Checks rows that are to be added, before anything of them is written.
@@ -191,7 +194,7 @@ def check_rows(
         ids: of the rows, each once.
         vectors: (N, D) array or tensor of finite numbers.
         metadata: of the rows; a column that a row lacks is None.
-        dimension: D of the index.
+        fingerprint: of the index: D, and whether they have to be unit vectors.
         columns: of the index.
 
     Returns:
@@ -201,6 +204,7 @@ def check_rows(
         ValueError: naming the row and what is wrong with it.
     """
     vectors = torch.as_tensor(vectors).detach().to("cpu", torch.float32).contiguous()
+    dimension = fingerprint.dimension
     if vectors.ndim != 2 or vectors.shape[1] != dimension:
         raise ValueError(f"vectors of shape {tuple(vectors.shape)} for an index of {dimension}-dimensional vectors")
     if len(ids) != len(vectors) or (metadata is not None and len(metadata) != len(ids)):
@@ -212,6 +216,7 @@ def check_rows(
     broken = (~vectors.isfinite().all(1)).nonzero()[:, 0]
     if len(broken):
         raise ValueError(f"the vector of '{ids[int(broken[0])]}' is not finite (NaN or infinite)")
+    vectors = _checked_lengths(ids, vectors, fingerprint.normalised)
     rows = []
     for number, row in enumerate(metadata if metadata is not None else [{}] * len(ids)):
         unknown = set(row) - set(columns)
@@ -222,6 +227,55 @@ def check_rows(
             )
         rows.append({c: None if row.get(c) is None else _typed(c, kind, row[c]) for c, kind in columns.items()})
     return vectors, rows
+
+
+def _checked_lengths(ids: Sequence[str], vectors: torch.Tensor, normalised: bool) -> torch.Tensor:
+    """Vectors whose lengths an index can take; those that bfloat16 has left nearly 1 long are made 1 long."""
+    lengths = vectors.norm(dim=1, keepdim=True)
+    off = (lengths - 1).abs()
+    wrong = (off > UNIT_TOLERANCE if normalised else lengths == 0)[:, 0]
+    if wrong.any():
+        first = int(wrong.nonzero()[0, 0])
+        wanted = "1: the index holds unit vectors" if normalised else "above 0: it has no direction"
+        raise ValueError(f"the vector of '{ids[first]}' has the length {float(lengths[first]):.4g}, not {wanted}")
+    return torch.where(off > UNIT_ERROR, vectors / lengths, vectors) if normalised else vectors
+
+
+def check_queries(vectors: torch.Tensor, k: int, dimension: int) -> torch.Tensor:
+    """Checks what is searched with.
+
+    Args:
+        vectors: (N, D) array or tensor.
+        k: results for each.
+        dimension: D of the index.
+
+    Returns:
+        (N, D) float32 unit vectors on the CPU.
+
+    Raises:
+        ValueError: if they are of another shape, not finite or zero, or k is no whole number from 1 on.
+    """
+    vectors = torch.as_tensor(vectors).detach().to("cpu", torch.float32)
+    if vectors.ndim != 2 or vectors.shape[1] != dimension:
+        raise ValueError(f"queries of shape {tuple(vectors.shape)} for an index of {dimension}-dimensional vectors")
+    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+        raise ValueError(f"k is {k!r}; it is a whole number from 1 on")
+    lengths = vectors.norm(dim=1, keepdim=True)
+    wrong = (~(lengths.isfinite() & (lengths > 0))).nonzero()[:, 0]
+    if len(wrong):
+        raise ValueError(f"query {int(wrong[0])} is zero or not finite (NaN or infinite), so it has no direction")
+    return vectors / lengths
+
+
+def check_scan(columns: Sequence[str], known: Mapping[str, str]) -> None:
+    """Checks the columns that a scan asks for.
+
+    Raises:
+        ValueError: naming one that the index lacks.
+    """
+    for name in columns:
+        if name not in known and name not in ("id", "vector"):
+            raise ValueError(f"the index has no column '{name}' (it has: id, vector, {', '.join(sorted(known))})")
 
 
 def check_ids(ids: Sequence[str]) -> None:

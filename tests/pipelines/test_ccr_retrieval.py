@@ -144,19 +144,99 @@ def test_photo_queries_in_every_form(search, photos, captions, folder):
         pipe(str(path))
 
 
+def test_photo_and_text_together(search, photos, captions, folder):
+    pipe = search(photos)
+    vectors = {"image": pipe.encode("image", [pipe.prepare("image", photos[2])])[0], "text": None}
+    vectors["text"] = pipe.encode("text", ["a dog"])[0]
+    for weight in (0, 0.3, 0.5, 1):
+        query = {"image": photos[2], "text": "a dog", "weight": weight}
+        expected = normalize((1 - weight) * vectors["image"] + weight * vectors["text"], dim=-1)
+        scores = (expected @ pipe.gallery.vectors.t())[0]
+        results = pipe(query, top_k=12)
+        assert ids(results) == plain_ranking(scores[None])[0]
+        torch.testing.assert_close(column([results], "score")[0], scores.sort(descending=True).values, **TOLERANCE)
+    assert pipe({"image": photos[2], "text": "a dog"}) == pipe({"image": photos[2], "text": "a dog", "weight": 0.5})
+    mixed = pipe(["a dog", {"image": folder / "more" / "02.png", "text": "a dog"}, photos[2]], top_k=3)
+    assert ids(mixed[1]) == ids(pipe({"image": photos[2], "text": "a dog"}, top_k=3))
+    assert ids(search(captions)({"image": photos[2], "text": captions[3], "weight": 1}, top_k=1)) == [3]
+    with pytest.raises(ValueError, match="rerank=3 with a query of a photo and a text"):
+        pipe({"image": photos[2], "text": "a dog"}, rerank=3)
+
+
+def test_automatic_reranking_on_a_cpu(search, build_model, photos, captions):
+    """Photos whose states nobody keeps are not affordable there; texts are."""
+    texts = search(captions)
+    assert texts(photos[:2], rerank="auto") == texts(photos[:2], rerank=32)
+    assert texts("a dog", rerank="auto") == texts("a dog")
+    assert texts({"image": photos[0], "text": "a dog"}, rerank="auto")[0].keys() == {"id", "text", "score"}
+    pipe = search(photos, rerank="auto")
+    assert pipe("a dog") == search(photos)("a dog")
+    pipe.gallery.has_states = True
+    assert pipe(["a dog", photos[0]]) == [pipe("a dog", rerank=32), search(photos)(photos[0])]
+    untrained = build_model(CCRkModel)
+    untrained.config.matching_weight = 0
+    assert search(captions, model=untrained)(photos[0], rerank="auto") == search(captions)(photos[0])
+
+
+def test_filters_need_an_index(search, photos):
+    with pytest.raises(ValueError, match="where=.*'year': 3.* needs an index .*InMemoryGallery.*ccrk index"):
+        search(photos)("a dog", where={"year": 3})
+
+
+def test_photos_that_are_gone_stand_behind_those_that_are_not(search, photos, tmp_path):
+    for number, photo in enumerate(photos[:6]):
+        photo.save(tmp_path / f"{number}.png")
+    pipe = search(tmp_path)
+    whole, plain = pipe("a dog", rerank=4, top_k=6), pipe("a dog", top_k=6)
+    pipe._states.clear()
+    lost = plain[1]["id"]
+    (tmp_path / lost).unlink()
+    with pytest.warns(UserWarning, match=f"not re-ranked, and put behind what is: there is no image file '.*{lost}'"):
+        results = pipe("a dog", rerank=4, top_k=6)
+    assert ids(results) == [i for i in ids(whole[:4]) if i != lost] + [lost] + ids(plain[4:])
+    assert results[3]["match"] is None and results[3]["score"] == results[3]["similarity"]
+    for file in tmp_path.iterdir():
+        file.unlink()
+    pipe._states.clear()
+    with pytest.warns(UserWarning, match=r"not re-ranked.*and 3 more"):
+        assert ids(pipe("a dog", rerank=4, top_k=6)) == ids(plain)
+
+
 def test_ties_follow_the_gallery(search, photos):
     pipe = search([photos[3]] * 40 + photos, batch_size=8)
     assert ids(pipe(photos[3], top_k=8)) == list(range(8))
     assert ids(pipe(photos[3], top_k=41)) == [*range(40), 43]
-    similarities = torch.tensor([0.5, 1.0, 0.5, 1.0, 0.5, 0.0])
-    for k in range(1, 7):
-        assert ccr_retrieval._best(similarities, k)[0] == [1, 3, 0, 2, 4, 5][:k]
+
+
+@pytest.mark.parametrize("queries", [1, 2, 70, 300])
+@pytest.mark.parametrize("some", [False, True])
+def test_exact_search_is_a_stable_sort_of_all_products(monkeypatch, queries, some):
+    monkeypatch.setattr(ccr_retrieval, "ROWS_AT_ONCE", 64)
+    monkeypatch.setattr(ccr_retrieval, "SIMILARITIES_AT_ONCE", 700)
+    monkeypatch.setattr(ccr_retrieval, "GROUP", 4)
+    monkeypatch.setattr(ccr_retrieval, "PIECE", 16)
+    generator = torch.Generator().manual_seed(queries)
+    # whole numbers, so that products are exact however they are summed, and nearly all of them tie
+    vectors = torch.randint(-2, 3, (1000, 5), generator=generator).float()
+    asked = torch.randint(-2, 3, (queries, 5), generator=generator).float()
+    rows = torch.arange(1000)[torch.rand(1000, generator=generator) < 0.4] if some else torch.arange(1000)
+    expected, order = (asked @ vectors[rows].t()).sort(dim=1, descending=True, stable=True)
+    for k in (1, 2, 10, 299, len(rows) - 1, len(rows), 5000):
+        scores, places = ccr_retrieval.exact_search(vectors, asked, k, rows.tolist() if some else None)
+        assert scores.equal(expected[:, :k]) and places.equal(rows[order[:, :k]])
+
+
+def test_exact_search_in_nothing():
+    for vectors, rows in ((torch.ones(3, 4), []), (torch.ones(0, 4), None)):
+        scores, places = ccr_retrieval.exact_search(vectors, torch.ones(2, 4), 5, rows)
+        assert scores.shape == places.shape == (2, 0)
 
 
 def test_search_in_blocks_equals_one_product(search, photos, captions, monkeypatch):
     pipe = search(photos)
     expected = pipe(captions)
     monkeypatch.setattr(ccr_retrieval, "SIMILARITIES_AT_ONCE", 30)
+    monkeypatch.setattr(ccr_retrieval, "ROWS_AT_ONCE", 3)
     assert [ids(row) for row in pipe(captions)] == [ids(row) for row in expected]
 
 
@@ -236,7 +316,14 @@ def test_nan_weights_are_named(search, build_model, photos):
         (["a dog", ["nested"]], TypeError, "query 1 is of type list"),
         ({"txt": "a dog"}, ValueError, "'txt'"),
         ({}, ValueError, "none"),
-        ({"text": "a", "image": "b"}, ValueError, "'text', 'image'"),
+        ({"text": "a", "weight": 0.5}, ValueError, "'text', 'weight'"),
+        ({"text": "a", "image": "b", "x": 1}, ValueError, "'text', 'image', 'x'"),
+        ({"text": " ", "image": "b"}, ValueError, "the query is empty"),
+        ({"text": "a", "image": 3}, TypeError, "int as image"),
+        ({"text": "a", "image": "nowhere.png"}, FileNotFoundError, "the query: there is no image file 'nowhere.png'"),
+        ({"text": "a", "image": "b", "weight": 1.5}, ValueError, "weight 1.5; it is a number from 0 .* to 1"),
+        ({"text": "a", "image": "b", "weight": True}, ValueError, "weight True"),
+        ({"text": "a", "image": "b", "weight": float("nan")}, ValueError, "weight nan"),
         ({"text": 3}, TypeError, "int as text"),
         ({"image": 3}, TypeError, "int as image"),
         (Path("nowhere.png"), FileNotFoundError, "the query: there is no image file 'nowhere.png'"),

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from ccrk.pipelines import ccr_retrieval, galleries
 from ccrk.pipelines.ccr_retrieval import RetrievalIndex
 
 
@@ -143,8 +142,8 @@ def test_datasets_that_cannot_be_searched(search, photos):
         (["a", 3], TypeError, "item 1 of the gallery is of type int, in a list of captions"),
         ([Path("a.png"), "b.png"], TypeError, "item 1 .* type str, in a list of photos.*a path as a str is a caption"),
         (["  "], ValueError, "nothing in the gallery can be read"),
-        ("lance://photos.db", ValueError, "no back end for 'lance://'.*a folder of photos"),
-        ("s3://bucket/photos", ValueError, "no back end for 's3://'"),
+        ("s3://bucket/photos", ValueError, "'s3://bucket/photos' .* no back end for it .*lance:.*a folder of photos"),
+        ("memory:nothing-here", FileNotFoundError, "no index 'memory:nothing-here'"),
     ],
 )
 def test_what_is_no_gallery(search, gallery, error, words):
@@ -216,24 +215,10 @@ def test_vectors_of_another_length_are_refused(search, photos):
         search(photos).gallery.search(torch.zeros(1, 7), 3)
 
 
-def test_uri_is_opened_by_its_back_end(search, photos, monkeypatch):
-    vectors = search(photos).gallery.vectors
-    opened = []
-
-    def back_end(uri: str) -> OtherIndex:
-        opened.append(uri)
-        return OtherIndex([str(i) for i in range(12)], vectors)
-
-    monkeypatch.setitem(galleries.BACK_ENDS, "vectors", back_end)
-    pipe = search("Vectors://somewhere/else")
-    assert opened == ["Vectors://somewhere/else"]
-    assert ids(pipe("a dog")) == [str(i) for i in ids(search(photos)("a dog"))]
-
-
-def test_uri_without_the_package_says_what_to_install(monkeypatch):
+def test_index_without_the_package_says_what_to_install(search, monkeypatch):
     monkeypatch.setitem(sys.modules, "ccrk.pipelines.galleries", None)
     with pytest.raises(ImportError, match="lance://x.*pip install ccrk"):
-        ccr_retrieval.resolve_uri("lance://x")
+        search("lance://x")
 
 
 def test_progress_bar_only_for_large_galleries_on_a_terminal(search, photos, monkeypatch, capsys):
