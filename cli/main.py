@@ -21,6 +21,7 @@ COMMANDS = {
     "demo": "train a small model and search with it, from start to finish",
     "train": "train on your captions",
     "evaluate": "measure recall and consistency, by language, with a report",
+    "index": "make an index of photos or texts, or bring one up to date",
     "search": "find photos by captions and captions by photos",
     "convert": "turn a checkpoint of the authors' code into a model folder",
 }

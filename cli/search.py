@@ -1,4 +1,4 @@
-"""`ccrk search`: one search in a folder of photos or a file of captions, from the command line."""
+"""`ccrk search`: one search in a folder of photos, an index or a file of captions, from the command line."""
 
 from __future__ import annotations
 
@@ -22,16 +22,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "words",
         metavar="GALLERY QUERY",
         nargs="+",
-        help="a folder of photos, and what to look for; with --captions only what to look for",
+        help="a folder of photos or the URI of an index, and what to look for; with --captions only the latter",
     )
     parser.add_argument("--captions", metavar="FILE", help="search this text file, a caption a line, and no folder")
     parser.add_argument("--image", action="store_true", help="the queries are paths of photos, not texts")
     parser.add_argument("--top-k", type=int, default=10, help="results for each query (default: 10)")
-    parser.add_argument("--rerank", type=int, metavar="N", help="let the fusion encoder score the best N anew")
+    parser.add_argument(
+        "--rerank",
+        type=number_or_auto,
+        metavar="N",
+        help='let the fusion encoder score the best N anew; "auto" if affordable',
+    )
     parser.add_argument("--rerank-score", help='"itm+sim" (default), "itm" or "sim"')
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="only rows of an index with this value; also COLUMN=A,B and COLUMN=MIN..MAX; may be given several times",
+    )
     parser.add_argument("--batch-size", type=int, default=32, help="photos or texts in one pass (default: 32)")
     parser.add_argument("--threads", type=int, help="threads of the processor; all by default")
     parser.add_argument("--json", action="store_true", help="print a line of JSON for each query")
+
+
+def number_or_auto(text: str) -> int | str:
+    """A whole number, or the word."""
+    return text if text == "auto" else int(text)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -66,7 +83,12 @@ def run(args: argparse.Namespace) -> int:
             rerank=args.rerank,
             rerank_score=args.rerank_score,
         )
-        answers = search([Path(query) for query in queries] if args.image else list(queries))
+        where = None
+        if args.where:
+            from ccrk.pipelines.where_words import where_from_words
+
+            where = where_from_words(args.where, getattr(search.gallery, "columns", None))
+        answers = search([Path(query) for query in queries] if args.image else list(queries), where=where)
     for warning in caught:
         if issubclass(warning.category, UserWarning):
             print(f"ccrk search: {warning.message}", file=sys.stderr)
