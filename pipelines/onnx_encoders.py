@@ -39,7 +39,7 @@ class OnnxEncoders:
     Attributes:
         folder: as given.
         int8: whether linear layers compute in 8 bits.
-        fingerprint: whose vectors they make, see `IndexFingerprint`.
+        fingerprint: whose vectors they make, see `IndexFingerprint`; None if they were exported without processor.
         image_size: side of the photos that they take.
 
     Raises:
@@ -65,7 +65,7 @@ class OnnxEncoders:
         if check:
             _check_files(self.folder, manifest["files"])
         self.int8, self.image_size = bool(manifest["int8"]), int(manifest["image_size"])
-        self.fingerprint = IndexFingerprint(**manifest["fingerprint"])
+        self.fingerprint = IndexFingerprint(**manifest["fingerprint"]) if manifest["fingerprint"] else None
         self.threads = threads or torch.get_num_threads()
         self.providers = providers or ["CPUExecutionProvider"]
         self._sessions: dict[str, Any] = {}
@@ -190,11 +190,13 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(f"'{folder}' holds no exported encoders: there is no {MANIFEST} (ccrk export makes it)")
+        raise FileNotFoundError(
+            f"'{folder}' holds no exported encoders: there is no {MANIFEST} (ccrk export makes it)"
+        )
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["version"]
-        names = [*manifest["files"], manifest["int8"], manifest["image_size"], manifest["fingerprint"]["model"]]
+        names = [*manifest["files"], manifest["int8"], manifest["image_size"], manifest["fingerprint"]]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"'{path}' is no description of exported encoders: {error!r}") from error
     if version != VERSION or not names:

@@ -85,12 +85,14 @@ class FusionPart(nn.Module):
         return {"itm_logits": self.retriever.itm_head(summarise(fused, mask, pooling))}
 
 
-def export_encoders(model: Any, processor: Any, folder: str | os.PathLike, *, int8: bool = False) -> dict[str, Any]:
+def export_encoders(
+    model: Any, processor: Any | None, folder: str | os.PathLike, *, int8: bool = False
+) -> dict[str, Any]:
     """Writes the encoders of a model, checks them against it, and says how far apart they are.
 
     Args:
         model: a CCRk model in float32; it is put into evaluation mode.
-        processor: its processor, which is saved with it.
+        processor: its processor, which is saved with it; without one the files do not say whose vectors they make.
         folder: to write; an earlier export in it is replaced.
         int8: linear layers with weights in 8 bits, and inputs rounded to 8 bits as they come.
 
@@ -113,13 +115,14 @@ def export_encoders(model: Any, processor: Any, folder: str | os.PathLike, *, in
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as staging:
         _export_parts(retriever, int8).save_pretrained(staging)
-        processor.save_pretrained(staging)
+        if processor is not None:
+            processor.save_pretrained(staging)
         files = {path.name: file_digest(path) for path in sorted(Path(staging).iterdir())}
         manifest = {
             "version": VERSION,
             "int8": int8,
             "image_size": retriever.config.image_size,
-            "fingerprint": asdict(embedding_fingerprint(model, processor)),
+            "fingerprint": None if processor is None else asdict(embedding_fingerprint(model, processor)),
             "files": files,
         }
         _write_manifest(Path(staging), manifest)
@@ -130,7 +133,15 @@ def export_encoders(model: Any, processor: Any, folder: str | os.PathLike, *, in
 
 
 def _export_parts(retriever: nn.Module, int8: bool) -> Any:
-    """All parts, exported and in memory."""
+    """All parts, exported and in memory.
+
+    Raises:
+        ImportError: if a library is not installed.
+    """
+    try:
+        from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+    except ModuleNotFoundError as error:
+        raise ImportError(f"exporting needs '{error.name}': pip install 'ccrk[onnx]'") from error
     from transformers.exporters import (
         ExportedModel,
         OnnxConfig,
@@ -142,15 +153,15 @@ def _export_parts(retriever: nn.Module, int8: bool) -> Any:
     components = {}
     quantizer = None
     if int8:
-        quantizer = OnnxRuntimeQuantizer(
-            OnnxRuntimeDynamicConfig(op_types_to_quantize=QUANTIZED, per_channel=True)
-        )
+        quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(op_types_to_quantize=QUANTIZED, per_channel=True))
     many = torch.export.Dim.DYNAMIC
     for name, (part, inputs, shapes) in _traced(retriever).items():
         axes = {key: dict.fromkeys(range(count), many) for key, count in shapes.items()}
         with _quiet():
             exported = OnnxExporter().export(part, inputs, OnnxConfig(dynamic_shapes=axes, quantizer=quantizer))
         components[name] = exported.components["model"]
+        # where each node came from: paths and lines of this machine, and most of a small file
+        ClearMetadataAndDocStringPass()(components[name].program)
     return ExportedModel(components, "onnx", config=retriever.config)
 
 
@@ -176,7 +187,9 @@ def _traced(retriever: nn.Module) -> dict[str, tuple[nn.Module, dict[str, torch.
 
 
 @torch.no_grad()
-def sample_inputs(retriever: nn.Module, images: int, texts: int, length: int, seed: int = 0) -> dict[str, torch.Tensor]:
+def sample_inputs(
+    retriever: nn.Module, images: int, texts: int, length: int, seed: int = 0
+) -> dict[str, torch.Tensor]:
     """Random photos, texts of different lengths up to `length`, their states, and every pair of them.
 
     Args:
@@ -250,7 +263,7 @@ def _write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def _move(staging: Path, folder: Path) -> None:
-    """Puts finished files into their place, the list of them last: a folder without it, or with another, is refused."""
+    """Puts finished files into their place, the list of them last: a folder without it is refused."""
     folder.mkdir(exist_ok=True)
     old: list[str] = []
     if (folder / MANIFEST).is_file():
