@@ -45,22 +45,28 @@ CORE = [
     "tqdm>=4.70.1",
 ]
 DATASETS = "datasets>=5.2.0"
+RAY = "ray[data]>=2.60.0"
 EXTRAS = {
     # matplotlib draws the curves of a training, tensorboard shows them while it runs
     "train": ["accelerate>=1.15.0", DATASETS, "matplotlib>=3.11.2", "peft>=0.21.2", "tensorboard>=2.21.0"],
     "evaluate": ["evaluate>=0.4.6,<0.5", DATASETS, "scipy>=1.17.1"],
+    # encoders as ONNX files: exported by transformers, run by onnxruntime
+    "onnx": ["onnx>=1.23.2", "onnxruntime>=1.32.0", "onnxscript>=0.7.2"],
+    # a cluster; not part of "all": whoever has none would install a scheduler for nothing
+    "ray": [RAY],
     # pytrec-eval-terrier computes figures from the TREC files that we write, to compare with ours
     "dev": [
         "build>=1.3.0",
         "import-linter>=2.17",
         "pytest>=9.2.0",
         "pytrec-eval-terrier>=0.5.11",
+        RAY,
         "ruff>=0.17.6",
         "setuptools>=77",
     ],
 }
 # everything a user can switch on; the tools of the developers stay apart
-EXTRAS["all"] = sorted({*EXTRAS["train"], *EXTRAS["evaluate"]})
+EXTRAS["all"] = sorted({*EXTRAS["train"], *EXTRAS["evaluate"], *EXTRAS["onnx"]})
 
 
 def version() -> str:

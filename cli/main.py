@@ -23,6 +23,8 @@ COMMANDS = {
     "evaluate": "measure recall and consistency, by language, with a report",
     "index": "make an index of photos or texts, or bring one up to date",
     "search": "find photos by captions and captions by photos",
+    "embed": "embed a large corpus into shards, on one machine or many",
+    "export": "write the encoders as ONNX files",
     "convert": "turn a checkpoint of the authors' code into a model folder",
 }
 
