@@ -6,6 +6,7 @@ An actor that dies is started anew and its slices are given out again; what it h
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -111,6 +112,7 @@ def embed_ray(
         if count < 1:
             raise ValueError(f"the cluster has too few processors for one worker of {threads} threads")
         ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         numbers = ray.data.from_items([{"slice": n} for n in range(len(parts))], override_num_blocks=len(parts))
         kept = [ray.put(part) for part in parts]
         results = numbers.map_batches(

@@ -89,7 +89,7 @@ class Corpus:
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            version = values.pop("version")
+            version = values.pop("version") if isinstance(values, dict) else None
             if version != VERSION:
                 raise ValueError(f"it has version {version}, and this package reads {VERSION}")
             values["fingerprint"] = IndexFingerprint(**values["fingerprint"])
