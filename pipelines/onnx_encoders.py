@@ -190,9 +190,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise FileNotFoundError(
-            f"'{folder}' holds no exported encoders: there is no {MANIFEST} (ccrk export makes it)"
-        )
+        raise FileNotFoundError(f"'{folder}' holds no exported encoders ({MANIFEST}): ccrk export makes them")
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         version = manifest["version"]
