@@ -190,7 +190,7 @@ def test_what_is_not_the_model_is_refused(exported, model):
             return output
 
     with pytest.raises(
-        ValueError, match="exported 'text_embeds' is 0.01.* away from the model's.*nothing was written"
+        ValueError, match="'text_embeds' is 0.01.* away from the model's.*nothing was written"
     ):
         onnx_export._differences(model, Wrong(exported), int8=False)
 

@@ -8,7 +8,7 @@ import signal
 import pytest
 
 from ccrk.pipelines.embed_run import EmbedOptions, run_embed
-from ccrk.pipelines.embedding import EmbeddingJob, SliceEmbedder, embed_corpus, embed_local
+from ccrk.pipelines.embedding import EmbeddingJob, SliceEmbedder, embed_corpus, embed_local, load_pipeline
 from ccrk.pipelines.gallery_sources import gallery_items
 from ccrk.pipelines.ray_embedding import embed_ray
 
@@ -47,12 +47,13 @@ def cluster():
 
 
 @pytest.fixture
-def embed(search, saved, texts, tmp_path):
-    items = gallery_items(texts)
+def embed(saved, texts, tmp_path):
+    # loaded as workers load it: weights that lie elsewhere in memory are multiplied in another order
+    items, pipe = gallery_items(texts), load_pipeline(str(saved), "cpu", 1)
 
     def run(to: str, way, size: int = SIZE):
         job = EmbeddingJob(str(tmp_path / to), items.modality, dict(items.columns))
-        embedder = SliceEmbedder(job, search())
+        embedder = SliceEmbedder(job, pipe)
         return embed_corpus(items, job, embedder.fingerprint, size, lambda parts: way(parts, job, embedder))
 
     return run
