@@ -50,14 +50,20 @@ EXTRAS = {
     # matplotlib draws the curves of a training, tensorboard shows them while it runs
     "train": ["accelerate>=1.15.0", DATASETS, "matplotlib>=3.11.2", "peft>=0.21.2", "tensorboard>=2.21.0"],
     "evaluate": ["evaluate>=0.4.6,<0.5", DATASETS, "scipy>=1.17.1"],
+    # indexes on disk and on a server; Milvus Lite is Milvus in a file, and brings faiss
+    "lance": ["lancedb>=0.40.0", "pyarrow>=26.0.1"],
+    "milvus": ["milvus-lite>=3.2.2", "pymilvus>=3.0.2"],
     # encoders as ONNX files: exported by transformers, run by onnxruntime
     "onnx": ["onnx>=1.23.2", "onnxruntime>=1.32.0", "onnxscript>=0.7.2"],
     # a cluster; not part of "all": whoever has none would install a scheduler for nothing
     "ray": [RAY],
-    # pytrec-eval-terrier computes figures from the TREC files that we write, to compare with ours
+    # faiss-cpu is what search is compared with, milvus a whole server that tests start; pytrec-eval-terrier computes
+    # figures from the TREC files that we write, to compare with ours
     "dev": [
         "build>=1.3.0",
+        "faiss-cpu>=1.15.1",
         "import-linter>=2.17",
+        "milvus>=2.3.5; platform_system == 'Linux'",
         "pytest>=9.2.0",
         "pytrec-eval-terrier>=0.5.11",
         RAY,
@@ -66,7 +72,8 @@ EXTRAS = {
     ],
 }
 # everything a user can switch on; the tools of the developers stay apart
-EXTRAS["all"] = sorted({*EXTRAS["train"], *EXTRAS["evaluate"], *EXTRAS["onnx"]})
+USED = ("train", "evaluate", "lance", "milvus", "onnx")
+EXTRAS["all"] = sorted({one for extra in USED for one in EXTRAS[extra]})
 
 
 def version() -> str:

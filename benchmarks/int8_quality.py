@@ -101,13 +101,16 @@ def fit(model, processor, rows) -> None:
 def main() -> None:
     """Fits, exports, measures both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--image-tower", type=Path, required=True)
-    parser.add_argument("--text-tower", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--image-tower", type=Path)
+    parser.add_argument("--text-tower", type=Path)
     parser.add_argument("--text-prefix", default="query: ")
     parser.add_argument("--train", type=int, default=600, help="photos that the map is fitted on")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
+    if args.data is None or args.image_tower is None or args.text_tower is None:
+        print("skipped: name photos and towers with --data, --image-tower and --text-tower")
+        return
     torch.set_num_threads(args.threads)
 
     from ccrk.pipelines.onnx_encoders import OnnxEncoders

@@ -79,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
     """
     from dataclasses import fields
 
+    from ccrk.pipelines.index import without_secrets
     from ccrk.pipelines.index_run import IndexOptions, run_index
 
     given = {name: value for name, value in vars(args).items() if name in {one.name for one in fields(IndexOptions)}}
@@ -86,16 +87,17 @@ def run(args: argparse.Namespace) -> int:
         given["columns"] = [name.strip() for name in given["columns"].split(",") if name.strip()]
     report = run_index(IndexOptions(**given))
     for name, cause in report.skipped[:SHOWN]:
-        print(f"ccrk index: skipped {name}: {cause}", file=sys.stderr)
+        shown = name if name.isprintable() else ascii(name)
+        print(f"ccrk index: skipped {shown}: {cause}", file=sys.stderr)
     if len(report.skipped) > SHOWN:
         rest = len(report.skipped) - SHOWN
         print(f"ccrk index: and {rest} more" + ("" if "skipped" in given else " (--skipped FILE)"), file=sys.stderr)
     if getattr(args, "json", False):
-        print(json.dumps({"index": args.to, **report.counts()}))
+        print(json.dumps({"index": without_secrets(args.to), **report.counts()}))
         return 0
     counts = report.counts()
     for name, words in TOLD.items():
         if counts[name] or name in ("added", "changed", "deleted", "unchanged"):
             print(f"{counts[name]:10,}  {words}")
-    print(f"{counts['rows']:10,}  rows in {args.to}, {report.seconds:.1f} s")
+    print(f"{counts['rows']:10,}  rows in {without_secrets(args.to)}, {report.seconds:.1f} s")
     return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .ccr_retrieval import GALLERY_KINDS
-from .index import VectorIndex
+from .index import VectorIndex, without_secrets
 from .index_gallery import IndexGallery
 from .indexes import BACK_ENDS, SCHEME, open_index
 
@@ -23,10 +23,10 @@ def open_gallery(gallery: str | VectorIndex) -> IndexGallery:
         return IndexGallery(gallery)
     scheme = SCHEME.match(gallery)
     if scheme is None or scheme[1].lower() not in BACK_ENDS:
-        schemes = ", ".join(f"{name}:" for name in sorted(BACK_ENDS))
+        shown, schemes = without_secrets(gallery), ", ".join(f"{name}://" for name in sorted(BACK_ENDS))
         raise ValueError(
-            f"the gallery '{gallery}' cannot be opened: there is no back end for it (there are: {schemes}). Without a "
-            f"URI a gallery is {GALLERY_KINDS}"
+            f"the gallery '{shown}' cannot be opened: there is no back end for '{shown.partition(':')[0]}://' (there "
+            f"are: {schemes}). Without a URI a gallery is {GALLERY_KINDS}"
         )
     return IndexGallery(open_index(gallery))
 

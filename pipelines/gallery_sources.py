@@ -61,7 +61,7 @@ class GalleryError(ValueError):
         self.gone = gone
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class GalleryItem:
     """One photo or text.
 

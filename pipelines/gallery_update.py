@@ -93,6 +93,26 @@ class _Job:
     outcome: str
 
 
+@dataclass(slots=True)
+class _Ready:
+    """A row that only has to be written."""
+
+    id: str
+    vector: torch.Tensor
+    metadata: dict[str, Any]
+    outcome: str
+    reused: bool = False
+
+
+@dataclass(slots=True)
+class _Copy:
+    """A row that gets its vector from the row `source`."""
+
+    source: str
+    metadata: dict[str, Any]
+    outcome: str
+
+
 def open_gallery_index(uri: str, fingerprint: IndexFingerprint, items: GalleryItems) -> VectorIndex:
     """Opens an index for an update, or makes it if there is none.
 
@@ -105,7 +125,7 @@ def open_gallery_index(uri: str, fingerprint: IndexFingerprint, items: GalleryIt
     except FileNotFoundError:
         return create_index(uri, fingerprint, items.columns)
     try:
-        index.fingerprint.require(fingerprint, uri)
+        index.fingerprint.require(fingerprint, index.uri)
         check_gallery(index, items)
     except ValueError:
         index.close()
@@ -211,8 +231,8 @@ class _Update:
         self.present: set[str] = set()  # ids whose row stays or comes
         self.current: set[str] = set()  # hashes of what the source holds
         self.jobs: list[_Job] = []
-        self.copies: dict[str, tuple[str, dict[str, Any]]] = {}  # id -> whose vector it gets, metadata
-        self.ready: list[tuple[str, torch.Tensor, dict[str, Any]]] = []
+        self.copies: dict[str, _Copy] = {}  # by id
+        self.ready: list[_Ready] = []
         self.fresh: dict[str, tuple[torch.Tensor, dict[str, Any]]] = {}  # hash -> vector and `OPENED` of what is ready
         self.written = time.monotonic()
         self.wrote = False
@@ -235,7 +255,7 @@ class _Update:
         found = set()
         for item in self.items:
             if item.id not in self.rows:
-                with suppress(GalleryError):
+                with suppress(ValueError):  # one that cannot be read is told when its turn comes
                     item.stamp()
                     found.add(item.digest())
         self._refuse([i for i in missing if self.rows[i].hash not in found])
@@ -258,7 +278,7 @@ class _Update:
             quick = row is not None and stamp is not None and stamp == (row.size, row.changed) and not rehash
             digest = row.hash if quick else item.digest()
         except (GalleryError, ValueError) as error:
-            self._skip(item, error)
+            self._skip(item.id, error)
             return
         self.present.add(item.id)
         self.current.add(digest)
@@ -271,25 +291,19 @@ class _Update:
             ):
                 self.report.unchanged += 1
             else:
-                self.report.retold += 1
-                self._copy(item.id, item.id, metadata)
+                self._copy(item.id, _Copy(item.id, metadata, "retold"))
             if wants_states:
                 self._compute(_Job(item, stamp, digest, "states"))
             return
         outcome = "added" if row is None else "changed"
         if digest in self.fresh:
-            self._count(outcome, reused=True)
             vector, opened = self.fresh[digest]
-            self.ready.append((item.id, vector, {**self._metadata(item, stamp, digest), **opened}))
+            metadata = {**self._metadata(item, stamp, digest), **opened}
+            self.ready.append(_Ready(item.id, vector, metadata, outcome, reused=True))
         elif digest in self.by_hash and not wants_states:
-            self._count(outcome, reused=True)
-            self._copy(item.id, self.by_hash[digest], self._metadata(item, stamp, digest))
+            self._copy(item.id, _Copy(self.by_hash[digest], self._metadata(item, stamp, digest), outcome))
         else:
             self._compute(_Job(item, stamp, digest, outcome))
-
-    def _count(self, outcome: str, reused: bool = False) -> None:
-        setattr(self.report, outcome, getattr(self.report, outcome) + 1)
-        self.report.reused += reused
 
     def _metadata(self, item: GalleryItem, stamp, digest: str) -> dict[str, Any]:
         metadata = {**item.known, "hash": digest}
@@ -298,19 +312,19 @@ class _Update:
             metadata["changed"] = trusted_time(stamp)
         return metadata
 
-    def _skip(self, item: GalleryItem, error: Exception) -> None:
-        self.report.skipped.append((item.id, str(error)))
-        if item.id in self.rows and not getattr(error, "gone", False):
-            self.present.add(item.id)
-            self.current.add(self.rows[item.id].hash)
+    def _skip(self, identity: str, error: Exception) -> None:
+        self.report.skipped.append((identity, str(error)))
+        if identity in self.rows and not getattr(error, "gone", False):
+            self.present.add(identity)
+            self.current.add(self.rows[identity].hash)
             self.report.kept += 1
         else:
-            self.present.discard(item.id)
+            self.present.discard(identity)
 
     # --- rows with a vector that is known ----------------------------------------------------------------------------
 
-    def _copy(self, identity: str, source: str, metadata: dict[str, Any]) -> None:
-        self.copies[identity] = source, metadata
+    def _copy(self, identity: str, copy: _Copy) -> None:
+        self.copies[identity] = copy
         if len(self.copies) >= ROWS_AT_ONCE:
             self._write()
 
@@ -322,11 +336,16 @@ class _Update:
         if not self.copies:
             return
         opened = [name for name in OPENED if name in self.index.columns]
-        sources = sorted({source for source, _ in self.copies.values()})
+        sources = sorted({copy.source for copy in self.copies.values()})
         found = {row["id"]: row for row in self.index.scan([*opened, "vector"], where={"id": sources})}
-        for identity, (source, metadata) in self.copies.items():
-            row = found[source]
-            self.ready.append((identity, row["vector"], {**metadata, **{name: row[name] for name in opened}}))
+        for identity, copy in self.copies.items():
+            row = found.get(copy.source)
+            if row is None:
+                raise ValueError(
+                    f"another update of '{self.index.uri}' has removed '{copy.source}' meanwhile: run it again"
+                )
+            metadata = {**copy.metadata, **{name: row[name] for name in opened}}
+            self.ready.append(_Ready(identity, row["vector"], metadata, copy.outcome, copy.outcome != "retold"))
         self.copies = {}
 
     # --- contents for the model --------------------------------------------------------------------------------------
@@ -342,16 +361,15 @@ class _Update:
         jobs = []
         for job in self.jobs:
             try:
-                if job.digest not in opened:
-                    content, known = job.item.open(self.pipe.processor)
-                    opened[job.digest] = self.pipe.prepare(self.items.modality, content), known
+                found = opened.get(job.digest) or self._open(job.item)
                 if job.item.stamp() != job.stamp:
                     raise GalleryError("it was changed while it was read; it is for the next update")
+                opened[job.digest] = found
             except GalleryError as error:
                 if job.outcome == "states":  # its row is as it should be
                     self.report.skipped.append((job.item.id, f"its image states: {error}"))
                 else:
-                    self._skip(job.item, error)
+                    self._skip(job.item.id, error)
             else:
                 jobs.append(job)
         self.jobs = []
@@ -366,10 +384,15 @@ class _Update:
         for number, job in enumerate(jobs):
             if job.outcome != "states":
                 vector, known = self.fresh[job.digest]
-                self._count(job.outcome, reused=job.digest in {one.digest for one in jobs[:number]})
-                self.ready.append((job.item.id, vector, {**self._metadata(job.item, job.stamp, job.digest), **known}))
+                metadata = {**self._metadata(job.item, job.stamp, job.digest), **known}
+                reused = job.digest in {one.digest for one in jobs[:number]}
+                self.ready.append(_Ready(job.item.id, vector, metadata, job.outcome, reused))
         if len(self.ready) >= WRITE_ROWS or time.monotonic() - self.written > WRITE_SECONDS:
             self._write()
+
+    def _open(self, item: GalleryItem) -> tuple[Any, dict[str, Any]]:
+        content, known = item.open(self.pipe.processor)
+        return self.pipe.prepare(self.items.modality, content), known
 
     def _encode(self, contents: list) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.autocast(self.pipe.device.type, torch.bfloat16, enabled=self.bf16):
@@ -380,15 +403,29 @@ class _Update:
     def _write(self) -> None:
         """Writes all rows that are known by now."""
         self._fetch_copies()
-        if self.ready:
-            ids, vectors, metadata = zip(*self.ready, strict=True)
-            self.index.upsert(list(ids), torch.stack([torch.as_tensor(vector) for vector in vectors]), list(metadata))
-            for identity in ids:  # its old content may be nowhere any more
-                if identity in self.rows and self.by_hash.get(self.rows[identity].hash) == identity:
-                    del self.by_hash[self.rows[identity].hash]
-            self.by_hash |= {row["hash"]: identity for identity, _, row in self.ready}
-            self.wrote = True
+        written = self._upsert(self.ready) if self.ready else []
+        for row in written:
+            setattr(self.report, row.outcome, getattr(self.report, row.outcome) + 1)
+            self.report.reused += row.reused
+            old = self.rows.get(row.id)
+            if old is not None and self.by_hash.get(old.hash) == row.id:
+                del self.by_hash[old.hash]  # its old content may be nowhere any more
+        self.by_hash |= {row.metadata["hash"]: row.id for row in written}
+        self.wrote = self.wrote or bool(written)
         self.ready, self.fresh, self.written = [], {}, time.monotonic()
+
+    def _upsert(self, rows: list[_Ready]) -> list[_Ready]:
+        """Writes rows but those that the index cannot take, such as a text with a NUL in it; these are skipped."""
+        vectors = torch.stack([torch.as_tensor(row.vector) for row in rows])
+        try:
+            self.index.upsert([row.id for row in rows], vectors, [row.metadata for row in rows])
+            return rows
+        except ValueError as error:
+            if len(rows) == 1:
+                self._skip(rows[0].id, error)
+                return []
+        half = len(rows) // 2
+        return self._upsert(rows[:half]) + self._upsert(rows[half:])
 
     def finish(self, allow_delete_all: bool) -> None:
         """Writes what is left, removes what is gone, and tidies up.
@@ -408,8 +445,9 @@ class _Update:
             self.report.deleted += self.index.delete(gone[start : start + ROWS_AT_ONCE])
         if self.wrote or gone:
             self.index.optimize()
-        if self.states is not None and gone:
-            self.states.prune(self.current)
+        if self.states is not None and (self.wrote or gone):
+            out_of_reach = {row.hash for i, row in self.rows.items() if i.startswith(self.items.unlisted)}
+            self.states.prune(self.current | out_of_reach)
 
 
 __all__ = ["UpdateReport", "check_gallery", "gallery_modality", "open_gallery_index", "update_index"]

@@ -159,6 +159,10 @@ def _typed(column: str, kind: str, value: Any) -> Any:
         value = float(value)
     if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
         raise ValueError(f"'{column}' is of type {kind}, which {value!r} is not")
+    if wanted is str and "\0" in value:
+        raise ValueError(f"'{column}' has a NUL in {value[:80]!r}, which no back end can hold")
+    if wanted is str and not _is_unicode(value):
+        raise ValueError(f"{value[:80]!r} of '{column}' is no valid Unicode text")
     if wanted is int and abs(value) >= 2**63:  # -2**63 too, which no back end can read in a filter
         raise ValueError(f"'{column}' is of type int64, and {value} is too large for it")
     return value
@@ -289,10 +293,22 @@ def check_ids(ids: Sequence[str]) -> None:
     for i in ids:
         if not isinstance(i, str) or not i or len(i.encode(errors="surrogatepass")) > MAX_ID_BYTES or "\0" in i:
             raise ValueError(f"{str(i)[:80]!r} cannot be an id: it is a text of 1 to {MAX_ID_BYTES} bytes without NUL")
-        try:
-            i.encode()
-        except UnicodeEncodeError:
-            raise ValueError(f"{i[:80]!r} cannot be an id: it is no valid Unicode text") from None
+        if not _is_unicode(i):
+            raise ValueError(f"{i[:80]!r} cannot be an id: it is no valid Unicode text")
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written in UTF-8, which half a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def without_secrets(uri: str) -> str:
+    """A URI to show, with `***` for the name, password or token in it."""
+    return re.sub(r"//[^/]*@", "//***@", uri)
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ from .ccr_retrieval import CCRkRetrievalPipeline
 from .gallery_sources import gallery_items
 from .gallery_update import UpdateReport, open_gallery_index, update_index
 from .image_states import MAX_BYTES, ImageStateStore
+from .index import without_secrets
 from .index_gallery import states_folder
 from .indexes import open_index
 from .model_fingerprint import embedding_fingerprint, states_name
@@ -67,6 +68,10 @@ def run_index(options: IndexOptions) -> UpdateReport:
         value = getattr(options, name)
         if value is not None and value < (0 if name == "states_gib" else 1):
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it is at least 1")
+    if options.to.lower().startswith("memory:"):
+        raise ValueError(
+            f"the index '{options.to}' would be gone with this process; name one on the disk: lance://PATH"
+        )
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     # what can be wrong with these shows before the model is loaded
@@ -77,7 +82,7 @@ def run_index(options: IndexOptions) -> UpdateReport:
             raise ValueError(f"--states keeps what re-ranking needs of photos, and {items.name} holds texts")
         folder = options.states or states_folder(options.to)
         if folder is None:
-            raise ValueError(f"'{options.to}' is not on this disk, so name a folder for the states: --states FOLDER")
+            raise ValueError(f"name a folder for the states of '{without_secrets(options.to)}': --states FOLDER")
     with suppress(FileNotFoundError):
         open_index(options.to).close()
     from transformers import pipeline

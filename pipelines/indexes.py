@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
-from .index import IndexFingerprint, VectorIndex, check_columns
+from .index import IndexFingerprint, VectorIndex, check_columns, without_secrets
 
 BACK_ENDS = {
     "memory": ("memory_index", "MemoryIndex", None),
@@ -73,7 +73,7 @@ def _back_end(uri: str) -> Any:
     scheme = found[1].lower() if found else ""
     if scheme not in BACK_ENDS:
         raise ValueError(
-            f"'{uri}' names no index: an index is memory:, memory:NAME, lance://PATH or milvus://HOST:PORT/COLLECTION"
+            f"'{without_secrets(str(uri))}' names no index: an index is memory:, memory:NAME, lance://PATH or milvus://HOST:PORT/COLLECTION"
         )
     module, name, extra = BACK_ENDS[scheme]
     try:

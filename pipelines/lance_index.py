@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -14,7 +17,6 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import torch
-from lancedb.expr import col, lit
 from lancedb.index import BTree, IvfSq
 
 from .index import Condition, Hits, IndexFingerprint, check_ids, check_queries, check_rows, check_scan, parse_where
@@ -24,11 +26,13 @@ ARROW_TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64
 METRIC = "cosine"
 
 IDS_AT_ONCE = 1000  # in one condition
+CLOCK = 0.02  # seconds by which a file system's time may lag behind
 ANN_FROM = 20_000  # rows; a smaller index is read in full within milliseconds
 EXACT_BELOW = 20_000  # rows that meet a filter: of these none is passed over
 RETRAIN_AT = 2  # times the rows that the partitions were made for
 RECALL, RECALL_AT, RECALL_QUERIES = 0.99, 10, 200  # what `optimize` looks for, and by how many queries
 OLD_VERSIONS = timedelta(hours=1)  # kept so long for those who read them
+TRIES, CONFLICTS = 30, ("Retryable commit conflict", "commit conflict", "Too many concurrent writers")
 NPROBES_KEY, TRAINED_KEY = "ccrk:nprobes", "ccrk:trained_rows"
 
 
@@ -57,6 +61,8 @@ class LanceIndex:
             FileExistsError: also if PATH is a file, or a folder with something in it.
         """
         path = _path(uri)
+        if path.is_dir() and [file.name for file in path.iterdir()] == [f"{TABLE}.lance"] and not _is_written(path):
+            shutil.rmtree(path / f"{TABLE}.lance")  # whoever made it was killed before there was a first version
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             what = "an index" if (path / f"{TABLE}.lance").is_dir() else "something else"
             raise FileExistsError(f"'{path}' is there already and holds {what}: open it, or choose another path")
@@ -71,7 +77,13 @@ class LanceIndex:
     @classmethod
     def open(cls, uri: str) -> LanceIndex:
         """See `open_index`."""
-        return cls(uri, _connect(_existing(uri)).open_table(TABLE))
+        path = _existing(uri)
+        with _told(uri):
+            try:
+                table = _connect(path).open_table(TABLE)
+            except ValueError as error:
+                raise ValueError(f"'{path}' is no index, or was left half made: {error}") from error
+            return cls(uri, table)
 
     @classmethod
     def drop(cls, uri: str) -> None:
@@ -104,7 +116,8 @@ class LanceIndex:
         fields = [pa.field("id", pa.string(), nullable=False), pa.field("vector", columns[1].type, nullable=False)]
         fields += [pa.field(name, ARROW_TYPES[kind]) for name, kind in self.columns.items()]
         rows = pa.Table.from_arrays(columns, schema=pa.schema(fields))
-        table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all().execute(rows)
+        merge = table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+        self._written(lambda: merge.execute(rows))
 
     def delete(self, ids: Sequence[str]) -> int:
         """See [`VectorIndex.delete`]."""
@@ -112,7 +125,24 @@ class LanceIndex:
         table = self._table
         ids = list(dict.fromkeys(ids))
         parts = [ids[start : start + IDS_AT_ONCE] for start in range(0, len(ids), IDS_AT_ONCE)]
-        return sum(table.delete(col("id").isin(part)).num_deleted_rows for part in parts)
+        filters = [_sql([Condition("id", tuple(part))]) for part in parts]
+        return sum(self._written(lambda sql=sql: table.delete(sql)).num_deleted_rows for sql in filters)
+
+    def _written(self, write: Callable[[], Any]) -> Any:
+        """Does what changes the table, again if another writer came first; each try starts from what is there."""
+        begun = time.time()
+        for turn in range(TRIES):
+            try:
+                written = write()
+                _sync(_path(self.uri), begun)
+                return written
+            except RuntimeError as error:
+                if not any(word in str(error) for word in CONFLICTS):
+                    raise OSError(f"the index '{self.uri}' cannot be written: {error}") from error
+                if turn + 1 == TRIES:
+                    message = f"the index '{self.uri}' was changed by others {TRIES} times while this was written"
+                    raise OSError(f"{message}; try again when they are done") from error
+                time.sleep(random.uniform(0, 0.02 * 2 ** min(turn, 6)))  # or two would meet again
 
     def search(
         self, vectors: torch.Tensor, k: int, where: Mapping[str, Any] | None = None, exact: bool = False
@@ -125,12 +155,13 @@ class LanceIndex:
         table = self._table
         queries = check_queries(vectors, k, self.fingerprint.dimension)
         sql = _sql(parse_where(where, self.columns))
-        nprobes = 0 if exact else self._nprobes()
-        if nprobes and sql is not None:
-            meeting, count = table.count_rows(sql), table.count_rows()
-            # their neighbours lie as much farther apart as they are fewer
-            nprobes = 0 if meeting < EXACT_BELOW else min(2**31 - 1, -(-nprobes * count // meeting))
-        return self._search(queries, k, sql, nprobes) if len(queries) else []
+        with _told(self.uri):
+            nprobes = 0 if exact else self._nprobes()
+            if nprobes and sql is not None:
+                meeting, count = table.count_rows(sql), table.count_rows()
+                # their neighbours lie as much farther apart as they are fewer
+                nprobes = 0 if meeting < EXACT_BELOW else -(-nprobes * count // meeting)
+            return self._search(queries, k, sql, nprobes) if len(queries) else []
 
     def _search(self, queries: torch.Tensor, k: int, sql: str | None, nprobes: int) -> Hits:
         """Hits of unit vectors; exact if `nprobes` is 0."""
@@ -168,11 +199,13 @@ class LanceIndex:
         check_scan(columns, self.columns)
         sql = _sql(parse_where(where, self.columns))
         search = table.search().select(list(dict.fromkeys(["id", *columns])))
-        return _rows(search if sql is None else search.where(sql))
+        return _rows(search if sql is None else search.where(sql), self.uri)
 
     def count(self, where: Mapping[str, Any] | None = None) -> int:
         """See [`VectorIndex.count`]."""
-        return self._table.count_rows(_sql(parse_where(where, self.columns)))
+        table, sql = self._table, _sql(parse_where(where, self.columns))
+        with _told(self.uri):
+            return table.count_rows(sql)
 
     def optimize(self) -> None:
         """See [`VectorIndex.optimize`].
@@ -184,17 +217,17 @@ class LanceIndex:
         table = self._table
         if not table.count_rows():
             return
-        table.optimize(cleanup_older_than=OLD_VERSIONS)
+        self._written(lambda: table.optimize(cleanup_older_than=OLD_VERSIONS))
         indexed = {column for index in table.list_indices() for column in index.columns}
         if "id" not in indexed:
-            table.create_index("id", config=BTree())
+            self._written(lambda: table.create_index("id", config=BTree()))
         count = table.count_rows()
         if count < ANN_FROM:
             return
-        trained = int(self._setting(TRAINED_KEY))
+        trained = self._setting(TRAINED_KEY)
         if "vector" not in indexed or not trained or not 1 / RETRAIN_AT < count / trained < RETRAIN_AT:
             # one built anew replaces the old one at once, so searches go on in between
-            table.create_index("vector", config=IvfSq(distance_type=METRIC), replace=True)
+            self._written(lambda: table.create_index("vector", config=IvfSq(distance_type=METRIC), replace=True))
             self._set(**{TRAINED_KEY: count})
         self._set(**{NPROBES_KEY: self._enough_probes()})
 
@@ -204,7 +237,7 @@ class LanceIndex:
         Queries are rows, each moved by half its length in a random direction: those of people are not rows either.
         """
         generator = torch.Generator().manual_seed(0)
-        rows = torch.stack([row["vector"] for row in islice(_sample(self._table), RECALL_QUERIES)])
+        rows = torch.stack([row["vector"] for row in islice(_sample(self._table, self.uri), RECALL_QUERIES)])
         noise = torch.nn.functional.normalize(torch.randn(rows.shape, generator=generator), dim=1)
         queries = torch.nn.functional.normalize(torch.nn.functional.normalize(rows, dim=1) + noise / 2, dim=1)
         right = [set(ids) for ids, _ in self._search(queries, RECALL_AT, None, 0)]
@@ -217,14 +250,14 @@ class LanceIndex:
             probes *= 2
 
     def _nprobes(self) -> int:
-        return int(self._setting(NPROBES_KEY))
+        return self._setting(NPROBES_KEY)
 
-    def _setting(self, key: str) -> bytes:
-        return (self._table.schema.field("vector").metadata or {}).get(key.encode(), b"0")
+    def _setting(self, key: str) -> int:
+        return int((self._table.schema.field("vector").metadata or {}).get(key.encode(), b"0"))
 
     def _set(self, **settings: int) -> None:
         metadata = {key: str(value) for key, value in settings.items()}
-        self._table.update_field_metadata({"path": "vector", "metadata": metadata})
+        self._written(lambda: self._table.update_field_metadata({"path": "vector", "metadata": metadata}))
 
     def close(self) -> None:
         """See [`VectorIndex.close`]."""
@@ -240,9 +273,14 @@ def _path(uri: str) -> Path:
 
 def _existing(uri: str) -> Path:
     path = _path(uri)
-    if not (path / f"{TABLE}.lance").is_dir():
+    if not _is_written(path):
         raise FileNotFoundError(f"there is no index in '{path}' (of '{uri}')")
     return path
+
+
+def _is_written(path: Path) -> bool:
+    """Whether there is a version of the table, which is what makes it one."""
+    return any((path / f"{TABLE}.lance" / "_versions").glob("*.manifest"))
 
 
 def _connect(path: Path) -> Any:
@@ -250,39 +288,71 @@ def _connect(path: Path) -> Any:
     return lancedb.connect(path, read_consistency_interval=timedelta(0))
 
 
-def _rows(search: Any) -> Iterator[dict[str, Any]]:
-    for batch in search.to_batches():
-        vectors = None
-        if "vector" in batch.schema.names:
-            vectors = torch.from_numpy(np.array(batch["vector"].flatten())).view(batch.num_rows, -1)
-            batch = batch.drop_columns(["vector"])
-        for number, row in enumerate(batch.to_pylist()):
-            yield row if vectors is None else {**row, "vector": vectors[number]}
+def _sync(path: Path, since: float) -> None:
+    """Brings files written since a time to the disk, which Lance leaves to the system: power may fail."""
+    for folder, _, names in os.walk(path):
+        for name in (".", *names):
+            # one that is gone was a passing one, or another writer's clean-up took it
+            with contextlib.suppress(FileNotFoundError):
+                file = os.path.join(folder, name)
+                if os.stat(file).st_mtime >= since - CLOCK:
+                    opened = os.open(file, os.O_RDONLY)
+                    try:
+                        os.fsync(opened)
+                    finally:
+                        os.close(opened)
 
 
-def _sample(table: Any) -> Iterator[dict[str, Any]]:
+@contextlib.contextmanager
+def _told(uri: str) -> Iterator[None]:
+    """Turns Lance's errors into OSError, which names the index."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(f"the index '{uri}' cannot be read: {error}") from error
+
+
+def _rows(search: Any, uri: str) -> Iterator[dict[str, Any]]:
+    with _told(uri):
+        for batch in search.to_batches():
+            vectors = None
+            if "vector" in batch.schema.names:
+                vectors = torch.from_numpy(np.array(batch["vector"].flatten())).view(batch.num_rows, -1)
+                batch = batch.drop_columns(["vector"])
+            for number, row in enumerate(batch.to_pylist()):
+                yield row if vectors is None else {**row, "vector": vectors[number]}
+
+
+def _sample(table: Any, uri: str) -> Iterator[dict[str, Any]]:
     """Rows from all over the table."""
     count = table.count_rows()
     places = sorted({int(place) for place in np.linspace(0, count - 1, RECALL_QUERIES)})
-    return _rows(table.take_offsets(places).select(["id", "vector"]))
+    return _rows(table.take_offsets(places).select(["id", "vector"]), uri)
 
 
 def _sql(conditions: list[Condition]) -> str | None:
-    """A filter in Lance's SQL; LanceDB quotes names and values."""
+    """A filter in Lance's SQL."""
     return " AND ".join(f"({_one(condition)})" for condition in conditions) or None
 
 
 def _one(condition: Condition) -> str:
-    column = col(condition.column)
+    name = f"`{condition.column}`"  # a name of letters, digits and "_"; unquoted it would be taken in lower case
     if condition.values is None:
-        ends = [column >= lit(condition.low)] if condition.low is not None else []
-        ends += [column <= lit(condition.high)] if condition.high is not None else []
-        return " AND ".join(end.to_sql() for end in ends)
-    wanted = [value for value in condition.values if value is not None]
-    parts = [column.isin(wanted).to_sql()] if wanted else []
+        ends = [f"{name} >= {_literal(condition.low)}"] if condition.low is not None else []
+        ends += [f"{name} <= {_literal(condition.high)}"] if condition.high is not None else []
+        return " AND ".join(ends)
+    wanted = [_literal(value) for value in condition.values if value is not None]
+    parts = [f"{name} IN ({', '.join(wanted)})"] if wanted else []
     if len(wanted) < len(condition.values):
-        parts.append(f"{column.to_sql()} IS NULL")
+        parts.append(f"{name} IS NULL")
     return " OR ".join(parts)
+
+
+def _literal(value: Any) -> str:
+    # in a text nothing but the quote has a meaning; LanceDB's own `Expr.to_sql` forgets it after a backslash
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return str(value).upper() if isinstance(value, bool) else repr(value)
 
 
 __all__ = ["LanceIndex"]

@@ -86,8 +86,8 @@ class _Rows:
 class MemoryIndex:
     """See [`VectorIndex`]. Durable as long as the process is.
 
-    `memory:` is a new index each time; `memory:NAME` is one that the whole process shares under its name, until
-    `drop` is called. All methods may be called from several threads.
+    `memory:` is a new index each time; `memory:NAME` (or `memory://NAME`) is one that the whole process shares under
+    its name, until `drop` is called. All methods may be called from several threads.
     """
 
     def __init__(self, uri: str, rows: _Rows):
@@ -97,7 +97,7 @@ class MemoryIndex:
     @classmethod
     def create(cls, uri: str, fingerprint: IndexFingerprint, columns: dict[str, str]) -> MemoryIndex:
         """See `create_index`."""
-        name = uri.partition(":")[2]
+        name = _name(uri)
         rows = _Rows(fingerprint, columns)
         with _NAMED_LOCK:
             if name and name in _NAMED:
@@ -110,7 +110,7 @@ class MemoryIndex:
     def open(cls, uri: str) -> MemoryIndex:
         """See `open_index`."""
         with _NAMED_LOCK:
-            rows = _NAMED.get(uri.partition(":")[2])
+            rows = _NAMED.get(_name(uri))
         if rows is None:
             raise FileNotFoundError(f"there is no index '{uri}' in this process; one in memory goes with its process")
         return cls(uri, rows)
@@ -119,7 +119,7 @@ class MemoryIndex:
     def drop(cls, uri: str) -> None:
         """See `drop_index`."""
         with _NAMED_LOCK:
-            if _NAMED.pop(uri.partition(":")[2], None) is None:
+            if _NAMED.pop(_name(uri), None) is None:
                 raise FileNotFoundError(f"there is no index '{uri}' in this process")
 
     @property
@@ -194,6 +194,11 @@ class MemoryIndex:
     def close(self) -> None:
         """See [`VectorIndex.close`]."""
         self._open = None
+
+
+def _name(uri: str) -> str:
+    """NAME of `memory:NAME`, or of `memory://NAME`, as galleries are written."""
+    return uri.partition(":")[2].removeprefix("//")
 
 
 __all__ = ["MemoryIndex"]

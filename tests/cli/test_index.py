@@ -110,7 +110,11 @@ def test_texts_as_a_gallery(saved, place, tmp_path, capsys):
         (["nowhere", "--model", "MODEL", "--to", "lance://TMP/x"], "there is no file or folder 'nowhere' to index"),
         (["PHOTOS", "--model", "MODEL", "--to", "TMP/x"], "names no index"),
         (["PHOTOS", "--model", "MODEL", "--to", "s3://x"], "names no index"),
-        (["PHOTOS", "--model", "MODEL", "--to", "milvus://h:1/x", "--states"], "so name a folder for the states"),
+        (["PHOTOS", "--model", "MODEL", "--to", "memory:x"], "would be gone with this process"),
+        (
+            ["PHOTOS", "--model", "MODEL", "--to", "milvus://h:1/x", "--states"],
+            "name a folder for the states of 'milvus://h:1/x'",
+        ),
         (["PHOTOS", "--model", "MODEL", "--to", "lance://TMP/x", "--batch-size", "0"], "--batch-size is 0"),
         (["PHOTOS", "--model", "MODEL", "--to", "lance://TMP/x", "--columns", "year"], "is no table"),
         (["TEXTS", "--model", "MODEL", "--to", "lance://TMP/x", "--states"], "--states keeps what re-ranking needs"),

@@ -238,6 +238,7 @@ def test_every_training_argument_has_its_default():
     [
         ("train", "training"),
         ("evaluate", "evaluation"),
+        ("index", "galleries"),
         ("search", "search"),
         ("convert", "converting"),
     ],

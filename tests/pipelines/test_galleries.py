@@ -142,8 +142,14 @@ def test_datasets_that_cannot_be_searched(search, photos):
         (["a", 3], TypeError, "item 1 of the gallery is of type int, in a list of captions"),
         ([Path("a.png"), "b.png"], TypeError, "item 1 .* type str, in a list of photos.*a path as a str is a caption"),
         (["  "], ValueError, "nothing in the gallery can be read"),
-        ("s3://bucket/photos", ValueError, "'s3://bucket/photos' .* no back end for it .*lance:.*a folder of photos"),
-        ("memory:nothing-here", FileNotFoundError, "no index 'memory:nothing-here'"),
+        ("lance://photos.db", FileNotFoundError, "no index in '.*photos.db'"),
+        ("memory:photos", FileNotFoundError, "no index 'memory:photos' in this process"),
+        ("memory://photos", FileNotFoundError, "no index 'memory://photos' in this process"),
+        (
+            "s3://bucket/photos",
+            ValueError,
+            "no back end for 's3://' .*lance://, memory://, milvus://.*a folder of photos",
+        ),
     ],
 )
 def test_what_is_no_gallery(search, gallery, error, words):

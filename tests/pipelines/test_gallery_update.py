@@ -19,17 +19,17 @@ from ccrk.pipelines.gallery_update import open_gallery_index, update_index
 from ccrk.pipelines.image_states import ImageStateStore
 from ccrk.pipelines.model_fingerprint import embedding_fingerprint, states_name
 
+URIS = {"memory": "memory:{name}", "lance": "lance://{folder}/{name}"}
 
-@pytest.fixture(params=["memory", "lance"])
+
+@pytest.fixture(params=URIS)
 def new_uri(request, tmp_path):
     """Names of indexes that are not there yet, of each back end that is embedded."""
     made = []
 
     def name() -> str:
         made.append(None)
-        return (
-            f"memory:{tmp_path.name}-{len(made)}" if request.param == "memory" else f"lance://{tmp_path}/{len(made)}"
-        )
+        return URIS[request.param].format(folder=tmp_path, name=f"{tmp_path.name}-{len(made)}")
 
     return name
 
@@ -274,6 +274,21 @@ def test_texts_in_languages(new_uri, pipe, captions, tmp_path):
         run(uri, place, pipe)
 
 
+def test_rows_that_no_index_can_hold_are_listed(new_uri, pipe, captions, tmp_path):
+    file, uri = tmp_path / "texts.jsonl", new_uri()
+    rows = [{"id": str(n), "text": text, "note": "fine", "number": n} for n, text in enumerate(captions)]
+    file.write_text("\n".join(map(json.dumps, rows)))
+    assert counts(run(uri, file, pipe)) == {"added": 8, "embedded": 8}
+    rows[2]["note"], rows[5]["text"] = "a\0b", "two\0parts"
+    rows.append({"id": "8", "text": "new", "note": "c\0d", "number": 8})
+    file.write_text("\n".join(map(json.dumps, rows)))
+    report = run(uri, file, pipe)
+    assert counts(report) == {"unchanged": 6, "kept": 2, "embedded": 2}
+    assert sorted(name for name, _ in report.skipped) == ["2", "5", "8"] and report.rows == 8
+    assert all("NUL" in cause for _, cause in report.skipped)
+    assert contents(uri)["2"]["note"] == "fine"
+
+
 def test_dataset(new_uri, pipe, photos):
     dataset = datasets.Dataset.from_dict({"image": photos, "image_id": [f"p{i}" for i in range(12)]})
     dataset = dataset.cast_column("image", datasets.Image())
@@ -353,6 +368,51 @@ def test_a_wrong_source_removes_nothing(new_uri, place, pipe, photos, tmp_path):
     with pytest.raises(ValueError, match=r"5 of the 5 rows"):
         run(uri, place, pipe)
     assert len(contents(uri)) == 5
+
+
+def test_what_changes_while_it_is_read_is_left_for_the_next_run(new_uri, place, pipe, photos, monkeypatch):
+    """Two files of equal content, of which the first is overwritten between being hashed and being opened."""
+    shutil.copy(place / "00.png", place / "000.png")
+    opened = GalleryItem.open
+
+    def open_late(item, processor):
+        if item.id == "00.png":
+            photos[4].rotate(90).save(place / "00.png")
+        return opened(item, processor)
+
+    monkeypatch.setattr(GalleryItem, "open", open_late)
+    uri = new_uri()
+    report = run(uri, place, pipe)
+    assert report.added == 12 and report.skipped == [
+        ("00.png", "it was changed while it was read; it is for the next update")
+    ]
+    monkeypatch.setattr(GalleryItem, "open", opened)
+    assert counts(run(uri, place, pipe)) == {"added": 1, "unchanged": 12, "embedded": 1}
+    fresh = new_uri()
+    run(fresh, place, pipe)
+    assert_equal(contents(uri), contents(fresh))
+
+
+def test_rows_that_another_update_removes_meanwhile(new_uri, place, pipe, monkeypatch):
+    uri = new_uri()
+    run(uri, place, pipe)
+    (place / "00.png").rename(place / "moved.png")
+    items = gallery_items(place)
+    index = open_gallery_index(uri, embedding_fingerprint(pipe.model, pipe.processor), items)
+    scan, calls = index.scan, []
+
+    def scan_then_lose(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == 2:
+            index.delete(["00.png"])
+        return scan(*args, **kwargs)
+
+    monkeypatch.setattr(index, "scan", scan_then_lose)
+    with pytest.raises(ValueError, match="another update of .* has removed '00.png' meanwhile: run it again"):
+        update_index(index, items, pipe, batch_size=5)
+    monkeypatch.undo()
+    index.close()
+    assert run(uri, place, pipe).rows == 12
 
 
 def test_another_model_is_refused(new_uri, place, pipe, search, build_model):

@@ -23,14 +23,17 @@ def ids(results: list[dict]) -> list:
     return [result["id"] for result in results]
 
 
-@pytest.fixture(params=["memory", "lance"])
+URIS = {"memory": "memory:{name}", "lance": "lance://{folder}/{name}"}
+
+
+@pytest.fixture(params=URIS)
 def build(request, search, tmp_path):
     """Indexes a source and returns its URI."""
     made = []
 
     def build(source, **options) -> str:
         made.append(None)
-        uri = f"memory:{tmp_path.name}-{len(made)}" if request.param == "memory" else f"lance://{tmp_path}/{len(made)}"
+        uri = URIS[request.param].format(folder=tmp_path, name=f"{tmp_path.name}-{len(made)}")
         pipe, items = search(), gallery_items(source)
         index = open_gallery_index(uri, embedding_fingerprint(pipe.model, pipe.processor), items)
         update_index(index, items, pipe, batch_size=8, **options)

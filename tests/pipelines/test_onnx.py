@@ -189,9 +189,7 @@ def test_what_is_not_the_model_is_refused(exported, model):
             output.pooler_output = output.pooler_output + 0.01
             return output
 
-    with pytest.raises(
-        ValueError, match="'text_embeds' is 0.01.* away from the model's.*nothing was written"
-    ):
+    with pytest.raises(ValueError, match="'text_embeds' is 0.01.* away from the model's.*nothing was written"):
         onnx_export._differences(model, Wrong(exported), int8=False)
 
 

@@ -134,7 +134,7 @@ def test_trust_is_needed_only_without_the_package(seen, mode):
 
 @pytest.mark.parametrize("mode", MODES)
 def test_gallery_by_uri(seen, mode):
-    words = "no back end for 'lance://'" if mode == "package" else "pip install ccrk"
+    words = "there is no index in" if mode == "package" else "pip install ccrk"
     assert words in seen[mode][0]["uri"]
 
 
