@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from .fast_encoders import fast_passes, length_batches, token_lengths
+from .fast_encoders import TOWERS, fast_passes, length_batches, token_lengths
 from .gallery_sources import GalleryError, GalleryItem, GalleryItems, trusted_time
 from .index import IndexFingerprint
 from .model_fingerprint import embedding_fingerprint
@@ -119,7 +119,7 @@ class SliceEmbedder:
         """
         skipped = [(one.item.id, one.cause) for one in seen if one.digest is None]
         found: dict[str, tuple[np.ndarray, dict[str, Any]]] = {}
-        with fast_passes(self.pipe.model, bf16=self.job.bf16, parts=self._parts()):
+        with fast_passes(self.pipe.model, bf16=self.job.bf16, parts=TOWERS[self.job.modality]):
             for batch in self._batches([one for one in seen if one.digest is not None]):
                 opened = []
                 for one in batch:
@@ -136,10 +136,6 @@ class SliceEmbedder:
         empty = np.zeros((0, self.fingerprint.dimension), np.float32)
         vectors = np.stack([found[row["id"]][0] for row in rows]) if rows else empty
         return vectors, rows, sorted(skipped)
-
-    def _parts(self) -> tuple[str, ...]:
-        image = self.job.modality == "image"
-        return ("vision_model", "visual_projection") if image else ("text_model", "text_projection")
 
     def _batches(self, seen: list[_Seen]) -> Iterator[list[_Seen]]:
         """Photos as they come, texts with those of their length; a function of the slice alone."""

@@ -12,6 +12,8 @@ from ccrk.inference_ccrk import fast_linear_layers
 
 ENCODERS = ("vision_model", "visual_projection", "text_model", "text_projection", "fusion_model", "itm_head")
 COMPILED = ("vision_model", "text_model")
+TOWERS = {"image": ENCODERS[:2], "text": ENCODERS[2:4]}
+"""Modality -> what embeds it."""
 
 
 @contextmanager
