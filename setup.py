@@ -45,6 +45,7 @@ CORE = [
     "tqdm>=4.70.1",
 ]
 DATASETS = "datasets>=5.2.0"
+RAY = "ray[data]>=2.60.0"
 EXTRAS = {
     # matplotlib draws the curves of a training, tensorboard shows them while it runs
     "train": ["accelerate>=1.15.0", DATASETS, "matplotlib>=3.11.2", "peft>=0.21.2", "tensorboard>=2.21.0"],
@@ -60,6 +61,10 @@ EXTRAS = {
     # indexes on disk and on a server; Milvus Lite is Milvus in a file, and brings faiss
     "lance": ["lancedb>=0.40.0", "pyarrow>=26.0.1"],
     "milvus": ["milvus-lite>=3.2.2", "pymilvus>=3.0.2"],
+    # encoders as ONNX files: exported by transformers, run by onnxruntime
+    "onnx": ["onnx>=1.23.2", "onnxruntime>=1.32.0", "onnxscript>=0.7.2"],
+    # a cluster; not part of "all": whoever has none would install a scheduler for nothing
+    "ray": [RAY],
     # faiss-cpu is what search is compared with, milvus a whole server that tests start; pytrec-eval-terrier computes
     # figures from the TREC files that we write, to compare with ours; httpx2, schemathesis and playwright are clients
     # of the service: by hand, from its OpenAPI, and in a browser
@@ -72,13 +77,15 @@ EXTRAS = {
         "playwright>=1.65.2",
         "pytest>=9.2.0",
         "pytrec-eval-terrier>=0.5.11",
+        RAY,
         "ruff>=0.17.6",
         "schemathesis>=4.32.5",
         "setuptools>=77",
     ],
 }
 # everything a user can switch on; the tools of the developers stay apart
-EXTRAS["all"] = sorted({part for name in ("train", "evaluate", "lance", "milvus", "serve") for part in EXTRAS[name]})
+USED = ("train", "evaluate", "lance", "milvus", "onnx", "serve")
+EXTRAS["all"] = sorted({one for extra in USED for one in EXTRAS[extra]})
 
 
 def version() -> str:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from .fast_encoders import TOWERS, fast_passes
 from .gallery_sources import OPENED, GalleryError, GalleryItem, GalleryItems, trusted_time
 from .image_states import ImageStateStore
 from .index import IndexFingerprint, VectorIndex
@@ -201,13 +202,13 @@ def update_index(
     begun = time.monotonic()
     index.fingerprint.require(embedding_fingerprint(pipe.model, pipe.processor), index.uri)
     check_gallery(index, items)
-    update = _Update(index, items, pipe, batch_size, states if items.modality == "image" else None, bf16)
+    update = _Update(index, items, pipe, batch_size, states if items.modality == "image" else None)
     if not allow_delete_all:
         update.refuse_before()
-    bar = tqdm(items, desc="index", unit=items.modality, disable=not progress)
-    for item in bar:
-        update.take(item, rehash)
-    update.finish(allow_delete_all)
+    with fast_passes(pipe.model, bf16=bf16, parts=TOWERS[items.modality]):
+        for item in tqdm(items, desc="index", unit=items.modality, disable=not progress):
+            update.take(item, rehash)
+        update.finish(allow_delete_all)
     report = update.report
     report.rows, report.seconds = index.count(), time.monotonic() - begun
     return report
@@ -216,9 +217,9 @@ def update_index(
 class _Update:
     """One update: items come in one by one, rows go out in batches."""
 
-    def __init__(self, index, items, pipe, batch_size: int, states: ImageStateStore | None, bf16: bool):
+    def __init__(self, index, items, pipe, batch_size: int, states: ImageStateStore | None):
         self.index, self.items, self.pipe, self.states = index, items, pipe, states
-        self.batch_size, self.bf16 = batch_size, bf16
+        self.batch_size = batch_size
         self.report = UpdateReport(skipped=list(items.skipped))
         # of what is known without opening; the rest is a function of the content
         self.told = sorted(set(index.columns) - {"hash", "size", "changed", *OPENED})
@@ -395,8 +396,7 @@ class _Update:
         return self.pipe.prepare(self.items.modality, content), known
 
     def _encode(self, contents: list) -> tuple[torch.Tensor, torch.Tensor]:
-        with torch.autocast(self.pipe.device.type, torch.bfloat16, enabled=self.bf16):
-            return self.pipe.encode(self.items.modality, contents)
+        return self.pipe.encode(self.items.modality, contents)
 
     # --- writing -----------------------------------------------------------------------------------------------------
 

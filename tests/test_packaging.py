@@ -65,7 +65,17 @@ def test_wheel_metadata(checkout: Path, built_wheel: Path):
     assert f'__version__ = "{metadata["Version"]}"' in source
     assert metadata["Requires-Python"] == ">=3.11"
     assert metadata["License-Expression"] == "Apache-2.0"
-    assert set(metadata.get_all("Provides-Extra")) == {"all", "dev", "evaluate", "lance", "milvus", "serve", "train"}
+    assert set(metadata.get_all("Provides-Extra")) == {
+        "all",
+        "dev",
+        "evaluate",
+        "lance",
+        "milvus",
+        "onnx",
+        "ray",
+        "serve",
+        "train",
+    }
     assert scripts.split("\n")[:2] == ["[console_scripts]", "ccrk = ccrk.cli.main:main"]
 
 
