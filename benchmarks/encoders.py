@@ -146,7 +146,8 @@ class CompiledFusion:
 
 def run_variant(variant: str, paper: bool, threads: int, repeats: int, exported: Path, out: Path) -> None:
     """Runs one variant, writes what it computes and prints its figures as JSON."""
-    from ccrk.pipelines.fast_encoders import compile_encoders, fast_passes
+    from ccrk.inference_ccrk import fast_passes
+    from ccrk.pipelines.fast_encoders import compile_encoders
     from ccrk.pipelines.onnx_encoders import OnnxEncoders
 
     torch.set_num_threads(threads)

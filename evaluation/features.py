@@ -17,7 +17,7 @@ from ccrk.evaluation.fingerprints import data_fingerprint, name_of
 from ccrk.evaluation.shards import Shards
 from ccrk.evaluation.sharing import Share
 from ccrk.evaluation.state_store import ShardStates, StateStore
-from ccrk.inference_ccrk import fast_inference
+from ccrk.inference_ccrk import fast_passes
 
 ON_BROKEN = ("raise", "skip")
 # what opening a file, decoding it (datasets decodes when a row is read) or preparing its pixels raises
@@ -78,21 +78,6 @@ def evaluation_mode(model) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-@contextmanager
-def fast_passes(model, parts: Sequence[str], bf16: bool) -> Iterator[None]:
-    """Passes through some parts of a model at the speed that its device has for them.
-
-    Args:
-        model: a CCRk model.
-        parts: names of modules of its retriever.
-        bf16: under autocast to bfloat16.
-    """
-    modules = [getattr(model.retriever, part) for part in parts]
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    with fast_inference(*modules, dtype=dtype), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-        yield
 
 
 def read_rows(dataset, languages: Sequence[str] | None) -> tuple[dict[str, list[tuple[int, str]]], np.ndarray]:
@@ -379,7 +364,7 @@ def encode(
     }
     options["cache"] = _open_cache(model, processor, dataset, cache, options)
     captions, groups = read_rows(dataset, languages)
-    with fast_passes(model, ["vision_model"], bf16):
+    with fast_passes(model, ["vision_model"], bf16=bf16):
         features, broken = _encode_images(model, processor, dataset, share, options)
     features.cache = options["cache"]
     gone = set(broken)
@@ -393,7 +378,7 @@ def encode(
         start += len(of_language)
         pairs += of_language
     features.text_images = np.searchsorted(features.image_rows, [row for row, _ in pairs])
-    with fast_passes(model, ["text_model"], bf16):
+    with fast_passes(model, ["text_model"], bf16=bf16):
         _encode_texts(model, processor, [text for _, text in pairs], features, share, options)
     if not (features.image_embeds.isfinite().all() and features.text_embeds.isfinite().all()):
         raise ValueError(

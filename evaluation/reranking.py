@@ -9,10 +9,11 @@ import torch
 from tqdm.auto import tqdm
 
 from ccrk.evaluation.candidates import BestOf, Candidates
-from ccrk.evaluation.features import RetrievalFeatures, fast_passes
+from ccrk.evaluation.features import RetrievalFeatures
 from ccrk.evaluation.fingerprints import name_of, weights_fingerprint
 from ccrk.evaluation.shards import Shards
 from ccrk.evaluation.sharing import Share
+from ccrk.inference_ccrk import fast_passes
 
 RERANK_SCORES = ("itm", "itm+sim", "sim")
 IMAGES_AT_ONCE = 16
@@ -133,7 +134,7 @@ def matching_logits(
     """
     share = share or Share(device=model.device)
     options = {"batch_size": batch_size, "bf16": bf16, "progress": progress and share.rank == 0}
-    with fast_passes(model, ["fusion_model"], bf16):
+    with fast_passes(model, ["fusion_model"], bf16=bf16):
         logits = _score_own(model, features, candidates, options)
     logits = share.add_up(logits)
     if not logits.isfinite().all():

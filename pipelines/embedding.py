@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from .fast_encoders import TOWERS, fast_passes, length_batches, token_lengths
+from ccrk.inference_ccrk import fast_passes
+
+from .fast_encoders import TOWERS, length_batches, token_lengths
 from .gallery_sources import GalleryError, GalleryItem, GalleryItems, trusted_time
 from .index import IndexFingerprint
 from .model_fingerprint import embedding_fingerprint

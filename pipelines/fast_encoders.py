@@ -1,36 +1,15 @@
-"""Faster passes through the encoders of a model, where they are only to be run: oneDNN, bfloat16, compiled, sorted."""
+"""Encoders that are only to be run: compiled, and fed with texts of like lengths."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
-import torch
+from ccrk.inference_ccrk import ENCODERS
 
-from ccrk.inference_ccrk import fast_linear_layers
-
-ENCODERS = ("vision_model", "visual_projection", "text_model", "text_projection", "fusion_model", "itm_head")
 COMPILED = ("vision_model", "text_model")
 TOWERS = {"image": ENCODERS[:2], "text": ENCODERS[2:4]}
 """Modality -> what embeds it."""
-
-
-@contextmanager
-def fast_passes(model: Any, *, bf16: bool = False, parts: Sequence[str] = ENCODERS) -> Iterator[None]:
-    """Within it, passes without gradients take the fastest plain way that the model's device has.
-
-    On a CPU linear layers go through oneDNN; elsewhere this is autocast alone.
-
-    Args:
-        model: a CCRk model, whose weights must not change meanwhile.
-        bf16: compute in bfloat16, by autocast.
-        parts: names of the retriever's modules.
-    """
-    modules = [getattr(model.retriever, part) for part in parts]
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    with fast_linear_layers(*modules, dtype=dtype), torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
-        yield
 
 
 def compile_encoders(model: Any, parts: Sequence[str] = COMPILED) -> Any:
@@ -78,4 +57,4 @@ def token_lengths(processor: Any, texts: Sequence[str]) -> list[int]:
     return [len(ids) for ids in processor(text=list(texts), padding=False, truncation=True)["input_ids"]]
 
 
-__all__ = ["compile_encoders", "fast_passes", "length_batches", "token_lengths"]
+__all__ = ["TOWERS", "compile_encoders", "length_batches", "token_lengths"]

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from .fast_encoders import TOWERS, fast_passes
+from ccrk.inference_ccrk import fast_passes
+
+from .fast_encoders import TOWERS
 from .gallery_sources import OPENED, GalleryError, GalleryItem, GalleryItems, trusted_time
 from .image_states import ImageStateStore
 from .index import IndexFingerprint, VectorIndex

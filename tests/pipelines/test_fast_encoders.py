@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from ccrk import CCRkForPreTraining, CCRkModel
-from ccrk.pipelines.fast_encoders import compile_encoders, fast_passes, length_batches, token_lengths
+from ccrk.inference_ccrk import fast_passes
+from ccrk.pipelines.fast_encoders import compile_encoders, length_batches, token_lengths
 
 
 @pytest.fixture(scope="module")
