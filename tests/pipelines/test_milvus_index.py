@@ -67,6 +67,7 @@ def test_a_server_that_is_not_there_is_an_oserror():
         open_index("milvus://127.0.0.1:9/a")
 
 
+@pytest.mark.slow
 def test_a_file_belongs_to_one_process_until_its_last_handle_is_closed(tmp_path):
     uri = f"milvus://{tmp_path}/gallery.db"
     index = create_index(uri, FINGERPRINT, {"path": "string"})

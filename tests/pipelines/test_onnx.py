@@ -125,6 +125,7 @@ def test_exporting_again_repairs_a_folder_and_gives_the_same_files(exported, mod
     assert [path.name for path in tmp_path.iterdir()] == ["twice"]  # nothing is left beside it
 
 
+@pytest.mark.slow
 def test_int8(model, processor, tmp_path):
     manifest = export_encoders(model, processor, tmp_path / "int8", int8=True)
     assert [path.name for path in tmp_path.iterdir()] == ["int8"]

@@ -40,7 +40,8 @@ def test_the_trainer_shards_through_accelerate():
     assert found[-1] == "FSDP"
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compile_changes_no_loss(tmp_path, rows, processor, make_model, backend):
     losses = []
     torch._dynamo.utils.counters.clear()
