@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,6 +16,7 @@ from typing import Any, BinaryIO
 import PIL.Image
 import torch
 
+from ccrk.inference_ccrk import fast_inference
 from ccrk.metrics import mean_rank_variance
 from ccrk.metrics.consistency import agreement
 from ccrk.metrics.mrv.rank_variation import rank_variation
@@ -78,9 +80,12 @@ class SearchService:
         self.batcher = Batcher(self._run, options.max_batch, options.max_wait_ms / 1e3, options.max_waiting, watch)
         self._decoding = ThreadPoolExecutor(DECODING_THREADS, thread_name_prefix="ccrk-photos")
         self._lookups = ThreadPoolExecutor(1, thread_name_prefix="ccrk-lookups")
+        self._fast = ExitStack()
 
     def start(self) -> None:
         """Begins to answer, in the running event loop."""
+        # for as long as it serves: layers are taken over once, and what they keep is kept from request to request
+        self._fast.enter_context(fast_inference(self.pipe.retriever))
         self.batcher.start()
 
     async def close(self) -> None:
@@ -88,6 +93,7 @@ class SearchService:
         await self.batcher.close()
         self._decoding.shutdown(wait=True, cancel_futures=True)
         self._lookups.shutdown(wait=True, cancel_futures=True)
+        self._fast.close()
 
     # --- what can be asked --------------------------------------------------------------------------------------
 

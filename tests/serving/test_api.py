@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.util
 import io
 import json
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from PIL import Image
+from starlette.testclient import TestClient
+from torch import nn
 
+from ccrk import CCRkModel, CCRkRetrievalPipeline
 from ccrk.metrics import mean_rank_variance
 from ccrk.serving.guards import TrafficGuard
 from ccrk.serving.options import ServingOptions
 from ccrk.serving.photos import PhotoReader
+
+spec = importlib.util.spec_from_file_location("ccrk_tests_tiny", Path(__file__).parents[1] / "pipelines" / "tiny.py")
+tiny = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tiny)
 
 QUERIES = ["a dog in the snow", "ein Hund im Schnee", "un chat noir"]
 
@@ -30,6 +39,19 @@ def ids(hits):
 def assert_same(hits, expected):
     assert ids(hits) == ids(expected)
     assert scores(hits) == pytest.approx(scores(expected), abs=1e-5)
+
+
+def test_the_model_runs_fast_while_it_serves_and_is_itself_afterwards(make_app, search, uris, processor):
+    model = tiny.build_model(len(processor.tokenizer), CCRkModel)
+    pipe = CCRkRetrievalPipeline(model, processor, gallery=uris["lance"], device="cpu")
+    expected = pipe(QUERIES, top_k=4)
+    layers = [module for module in model.modules() if type(module) is nn.Linear]
+    with TestClient(make_app("lance", pipe)) as client:
+        assert all("forward" in vars(layer) for layer in layers)
+        results = client.post("/search", json={"queries": QUERIES, "k": 4}).json()["results"]
+        for result, of_query in zip(results, expected, strict=True):
+            assert_same(result["hits"], of_query)
+    assert not any("forward" in vars(layer) for layer in layers)
 
 
 @pytest.mark.parametrize("gallery", ["lance", "memory", "folder"])
