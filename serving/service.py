@@ -85,7 +85,7 @@ class SearchService:
     def start(self) -> None:
         """Begins to answer, in the running event loop."""
         # for as long as it serves: layers are taken over once, and what they keep is kept from request to request
-        self._fast.enter_context(fast_inference(self.pipe.retriever))
+        self._fast.enter_context(fast_inference(self.pipe.model))
         self.batcher.start()
 
     async def close(self) -> None:
