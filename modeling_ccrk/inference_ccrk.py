@@ -26,9 +26,24 @@ def _packed(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return weight if dtype == torch.float32 else torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype))
 
 
+def _rounded(rows: int) -> int:
+    """The number of rows that is computed in the place of another, at most a few per cent more.
+
+    oneDNN keeps a kernel of about a megabyte for every shape that it has met, up to a thousand of them. Packed texts
+    would be of another shape every time.
+    """
+    step = 8 if rows <= 64 else 32 if rows <= 512 else 64
+    return -(-rows // step) * step
+
+
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None, after: str, states: torch.Tensor) -> torch.Tensor:
-    flat = states.reshape(-1, states.shape[-1]).to(weight.dtype)
-    product = torch.ops.mkldnn._linear_pointwise(flat, weight, bias, after, [], "none")
+    flat = states.reshape(-1, states.shape[-1])
+    rows = len(flat)
+    if rows != _rounded(rows):
+        padded = flat.new_zeros((_rounded(rows), flat.shape[1]), dtype=weight.dtype)
+        padded[:rows] = flat
+        flat = padded
+    product = torch.ops.mkldnn._linear_pointwise(flat.to(weight.dtype), weight, bias, after, [], "none")[:rows]
     return product.view(*states.shape[:-1], product.shape[-1])
 
 

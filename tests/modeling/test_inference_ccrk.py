@@ -74,6 +74,21 @@ def test_windows_keep_their_biases(count, dtype):
 
 
 @needs_onednn
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_any_number_of_rows_is_computed_as_one_of_few(dtype):
+    layer = nn.Sequential(nn.Linear(5, 7))
+    with torch.no_grad(), fast_inference(layer, dtype=dtype):
+        for rows in (0, 1, 8, 9, 65, 511, 513, 1000):
+            states = torch.randn(rows, 5)
+            expected = nn.functional.linear(states.to(dtype), layer[0].weight.to(dtype), layer[0].bias.to(dtype))
+            found = layer(states)
+            assert found.shape == (rows, 7)
+            torch.testing.assert_close(found, expected, atol=1e-5 if dtype == torch.float32 else 0.02, rtol=0.01)
+    sizes = [inference_ccrk._rounded(rows) for rows in range(1, 4000)]
+    assert len(set(sizes)) < 80 and all(rows <= size < rows + 64 for rows, size in enumerate(sizes, 1))
+
+
+@needs_onednn
 def test_layers_come_back_after_an_error(tiny_model):
     model = tiny_model().eval()
     with pytest.raises(KeyError), fast_inference(model.vision_model, model.text_model):
