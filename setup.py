@@ -59,7 +59,7 @@ EXTRAS = {
         "uvicorn>=0.54.0",
     ],
     # indexes on disk and on a server; Milvus Lite is Milvus in a file, and brings faiss
-    "lance": ["lancedb>=0.40.0", "pyarrow>=26.0.1"],
+    "lance": ["filelock>=4.3.1", "lancedb>=0.40.0", "pyarrow>=26.0.1"],
     "milvus": ["milvus-lite>=3.2.2", "pymilvus>=3.0.2"],
     # encoders as ONNX files: exported by transformers, run by onnxruntime
     "onnx": ["onnx>=1.23.2", "onnxruntime>=1.32.0", "onnxscript>=0.7.2"],

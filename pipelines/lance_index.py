@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,11 +16,13 @@ import lancedb
 import numpy as np
 import pyarrow as pa
 import torch
+from filelock import FileLock
 from lancedb.index import BTree, IvfSq
 
 from .index import Condition, Hits, IndexFingerprint, check_ids, check_queries, check_rows, check_scan, parse_where
 
 TABLE = "vectors"
+LOCK = "writing.lock"
 ARROW_TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
 METRIC = "cosine"
 
@@ -32,7 +33,6 @@ EXACT_BELOW = 20_000  # rows that meet a filter: of these none is passed over
 RETRAIN_AT = 2  # times the rows that the partitions were made for
 RECALL, RECALL_AT, RECALL_QUERIES = 0.99, 10, 200  # what `optimize` looks for, and by how many queries
 OLD_VERSIONS = timedelta(hours=1)  # kept so long for those who read them
-TRIES, CONFLICTS = 30, ("Retryable commit conflict", "commit conflict", "Too many concurrent writers")
 NPROBES_KEY, TRAINED_KEY = "ccrk:nprobes", "ccrk:trained_rows"
 
 
@@ -40,7 +40,8 @@ class LanceIndex:
     """See [`VectorIndex`]. `lance://PATH` is a folder with a LanceDB table in it.
 
     Every change is a new version of the table that appears at once or not at all. Any number of processes may read;
-    of several that write the later one goes on from what the earlier wrote.
+    those that write wait for one another by a lock on a file, which ends with its process. Lance lets writers go on
+    side by side, and then the same id can be written twice.
     """
 
     def __init__(self, uri: str, table: Any):
@@ -61,8 +62,12 @@ class LanceIndex:
             FileExistsError: also if PATH is a file, or a folder with something in it.
         """
         path = _path(uri)
-        if path.is_dir() and [file.name for file in path.iterdir()] == [f"{TABLE}.lance"] and _is_half_made(path):
-            shutil.rmtree(path / f"{TABLE}.lance")  # whoever made it was killed before there was a first version
+        ours = {f"{TABLE}.lance", LOCK}
+        if path.is_dir() and {file.name for file in path.iterdir()} <= ours and _is_half_made(path):
+            shutil.rmtree(
+                path / f"{TABLE}.lance", ignore_errors=True
+            )  # of one killed before there was a first version
+            (path / LOCK).unlink(missing_ok=True)
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             what = "an index" if (path / f"{TABLE}.lance").is_dir() else "something else"
             raise FileExistsError(f"'{path}' is there already and holds {what}: open it, or choose another path")
@@ -91,6 +96,7 @@ class LanceIndex:
         path = _existing(uri)
         _connect(path).drop_table(TABLE)
         shutil.rmtree(path / f"{TABLE}.lance", ignore_errors=True)
+        (path / LOCK).unlink(missing_ok=True)
         if not any(path.iterdir()):
             path.rmdir()
 
@@ -129,20 +135,15 @@ class LanceIndex:
         return sum(self._written(lambda sql=sql: table.delete(sql)).num_deleted_rows for sql in filters)
 
     def _written(self, write: Callable[[], Any]) -> Any:
-        """Does what changes the table, again if another writer came first; each try starts from what is there."""
-        begun = time.time()
-        for turn in range(TRIES):
+        """Does what changes the table, when no other process does; it starts from what is there then."""
+        with FileLock(self._path / LOCK):
+            begun = time.time()
             try:
                 written = write()
-                _sync(self._path, begun)
-                return written
             except RuntimeError as error:
-                if not any(word in str(error) for word in CONFLICTS):
-                    raise OSError(f"the index '{self.uri}' cannot be written: {error}") from error
-                if turn + 1 == TRIES:
-                    message = f"the index '{self.uri}' was changed by others {TRIES} times while this was written"
-                    raise OSError(f"{message}; try again when they are done") from error
-                time.sleep(random.uniform(0, 0.02 * 2 ** min(turn, 6)))  # or two would meet again
+                raise OSError(f"the index '{self.uri}' cannot be written: {error}") from error
+            _sync(self._path, begun)
+            return written
 
     def search(
         self, vectors: torch.Tensor, k: int, where: Mapping[str, Any] | None = None, exact: bool = False

@@ -35,7 +35,6 @@ def units(count: int, seed: int = 0) -> torch.Tensor:
     return torch.nn.functional.normalize(torch.randn(count, 16, generator=generator), dim=1)
 
 
-@pytest.mark.slow
 def test_two_processes_may_write_the_same_rows_while_a_third_reads(tmp_path):
     uri = f"lance://{tmp_path}/index"
     index = create_index(uri, FINGERPRINT, {"writer": "int64"})
