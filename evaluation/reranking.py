@@ -36,7 +36,7 @@ def _score_images(model, features, images: np.ndarray, numbers, pairs, options: 
         images: rows of the images, ascending.
         numbers: of their states in the store.
         pairs: rows of image and text (n,) each.
-        options: `batch_size` and `bf16`.
+        options: `batch_size`.
     """
     of_images, texts = pairs
     hidden = torch.stack([features.image_states.read(number) for number in numbers])
@@ -133,7 +133,7 @@ def matching_logits(
         OSError: if the cache cannot be written.
     """
     share = share or Share(device=model.device)
-    options = {"batch_size": batch_size, "bf16": bf16, "progress": progress and share.rank == 0}
+    options = {"batch_size": batch_size, "progress": progress and share.rank == 0}
     with fast_passes(model, ["fusion_model"], bf16=bf16):
         logits = _score_own(model, features, candidates, options)
     logits = share.add_up(logits)

@@ -151,17 +151,15 @@ class CCRkModel(CCRkPreTrainedModel):
         draws: Draws | None = None,
     ) -> torch.Tensor:
         """Matching logits (N, 2) of N pairs in one pass; every way to score pairs ends here."""
-        mask = None if attention_mask is None else attention_mask[text_rows]
         first = self.config.fusion_pooling == "first"
-        plain = self.training or draws is not None or torch.is_grad_enabled() or text_rows.device.type != "cpu"
-        if plain or torch.compiler.is_compiling() or torch.jit.is_tracing() or not len(text_rows):
+        mask = None if attention_mask is None else attention_mask[text_rows]
+        if _plain_only(self, draws, text_rows):
             hidden_states, mask = trim_padding(text_hidden_states[text_rows], mask)
             fused = self.fusion_model(hidden_states, mask, image_states, image_rows, draws, first_only=first)
         else:
-            length = trim_padding(text_hidden_states[text_rows[:1]], mask)[0].shape[1]
-            hidden_states, mask = text_hidden_states[:, :length], None if mask is None else mask[:, :length]
-            of_texts = None if attention_mask is None else attention_mask[:, :length]
-            fused = self.fusion_model.fuse_pairs(hidden_states, of_texts, image_states, image_rows, text_rows, first)
+            given = text_hidden_states, attention_mask, image_states, image_rows, text_rows
+            fused = self.fusion_model.fuse_pairs(*given, first_only=first)
+            mask = None if mask is None else mask[:, : fused.shape[1]]
         return self.itm_head(summarise(fused, mask, self.config.fusion_pooling))
 
     def match(
@@ -361,6 +359,12 @@ class CCRkModel(CCRkPreTrainedModel):
                 similarities = similarities + self.logit_bias
             output.logits_per_image, output.logits_per_text = similarities, similarities.t()
         return output, step
+
+
+def _plain_only(model: nn.Module, draws: Draws | None, rows: torch.Tensor) -> bool:
+    """Whether pairs are fused one by one: in training, in a graph, and on an accelerator, where small passes cost."""
+    learns = model.training or draws is not None or torch.is_grad_enabled()
+    return learns or rows.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 def check_image_index(image_index: torch.Tensor | None, num_images: int, num_texts: int) -> torch.LongTensor:

@@ -258,23 +258,24 @@ class CCRkLayer(GradientCheckpointingLayer):
         With `first_only` every token is attended to, but the output is that of the first token alone, (N, 1, hidden).
         """
         if not attended:
-            keys, values = self.attention.self.keys_values(hidden_states, packing)
-            if first_only:
-                hidden_states = (hidden_states if packing is None else packing.unpack(hidden_states))[:, :1]
-                attention_mask, packing = None if attention_mask is None else attention_mask[:, :, :1], None
-            hidden_states = self.attention(hidden_states, keys, values, attention_mask, _at(draws, 1), packing)
+            hidden_states = self.attend_to_text(hidden_states, attention_mask, draws, packing, first_only)
+        if first_only:
+            packing = None
         if image_keys is not None:
             hidden_states = self.crossattention(
                 hidden_states, image_keys, image_values, draws=_at(draws, 2), packing=packing, runs=runs
             )
         return self.output(self.intermediate(hidden_states), hidden_states, _packed(_at(draws, 3), packing))
 
-    def attend_to_text(self, hidden_states: torch.Tensor, attention_mask, packing=None) -> torch.Tensor:
-        """The self-attention block alone, over padded texts (N, L, hidden)."""
-        packed = hidden_states if packing is None else packing.pack(hidden_states)
-        keys, values = self.attention.self.keys_values(packed, packing)
-        attended = self.attention(packed, keys, values, attention_mask, None, packing)
-        return attended if packing is None else packing.unpack(attended)
+    def attend_to_text(
+        self, hidden_states: torch.Tensor, attention_mask, draws=None, packing=None, first_only: bool = False
+    ) -> torch.Tensor:
+        """The self-attention block alone, as `forward` begins; with `first_only` (N, 1, hidden)."""
+        keys, values = self.attention.self.keys_values(hidden_states, packing)
+        if first_only:
+            hidden_states = (hidden_states if packing is None else packing.unpack(hidden_states))[:, :1]
+            attention_mask, packing = None if attention_mask is None else attention_mask[:, :, :1], None
+        return self.attention(hidden_states, keys, values, attention_mask, _at(draws, 1), packing)
 
     def image_keys_values(self, image_hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values (B, heads, P, head_dim) of the cross-attention for image tokens (B, P, image_width)."""
@@ -480,13 +481,17 @@ class CCRkFusionEncoder(nn.Module):
         order = image_rows.argsort(stable=True)
         own, places = text_rows[order].unique(return_inverse=True)
         texts, of_texts = hidden_states[own], None if attention_mask is None else attention_mask[own]
+        texts, of_texts = trim_padding(texts, of_texts)
         pairs_mask = None if of_texts is None else of_texts[places]
         runs, packing = CCRkImageRuns(image_rows[order], pairs_mask), CCRkPacking.of(pairs_mask)
         mask = self._mask(texts, of_texts)
         cut = first_only and _can_cut(mask)
         attended = len(self.layer) > 1 or not cut
         if attended:
-            texts = self.layer[0].attend_to_text(texts, mask, CCRkPacking.of(of_texts))
+            of_own = CCRkPacking.of(of_texts)
+            texts = texts if of_own is None else of_own.pack(texts)
+            texts = self.layer[0].attend_to_text(texts, mask, packing=of_own)
+            texts = texts if of_own is None else of_own.unpack(texts)
         fused = texts[places] if packing is None else packing.pack(texts[places])
         mask = mask[places] if isinstance(mask, torch.Tensor) else self._mask(texts[places], pairs_mask)
         for number, (layer, keys, values) in enumerate(zip(self.layer, states.keys, states.values, strict=True)):

@@ -8,6 +8,7 @@ from torch import nn
 from ccrk import CCRkModel, CCRkVisionConfig, inference_ccrk
 from ccrk.image_tower_ccrk import CCRkImageTower
 from ccrk.inference_ccrk import fast_inference
+from ccrk.text_layers_ccrk import CCRkFusionEncoder
 
 needs_onednn = pytest.mark.skipif(not inference_ccrk._available(), reason="this torch has no oneDNN")
 
@@ -139,7 +140,10 @@ def test_without_onednn_nothing_changes(tiny_model, tiny_batch, monkeypatch):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("fields", [{}, {"fusion_pooling": "mean"}, {"num_fusion_layers": 1}])
 @pytest.mark.parametrize("padded", [True, False])
-def test_pairs_by_image_equal_pairs_one_by_one(fields, padded, attention, tiny_model, tiny_batch):
+def test_pairs_by_image_equal_pairs_one_by_one(fields, padded, attention, tiny_model, tiny_batch, monkeypatch):
+    calls = []
+    fuse_pairs = CCRkFusionEncoder.fuse_pairs
+    monkeypatch.setattr(CCRkFusionEncoder, "fuse_pairs", lambda *a, **k: calls.append(1) or fuse_pairs(*a, **k))
     model, batch = tiny_model(CCRkModel, **fields).eval(), tiny_batch((2, 1, 3))
     model.set_attn_implementation(attention)
     mask = batch["attention_mask"] if padded else None
@@ -151,7 +155,9 @@ def test_pairs_by_image_equal_pairs_one_by_one(fields, padded, attention, tiny_m
     with torch.no_grad():
         by_image = model.match(**given, pairs=pairs)
         alone = torch.cat([model.match(**given, pairs=pair[None]) for pair in pairs])
+    assert len(calls) == 1 + len(pairs)
     plain = model.match(**given, pairs=pairs)  # with gradients, pairs go the plain way
+    assert len(calls) == 1 + len(pairs)
     assert plain.requires_grad and by_image.std(0).min() > 1e-4
     for other in (by_image, alone):
         torch.testing.assert_close(other, plain.detach(), atol=2e-6, rtol=1e-5)
