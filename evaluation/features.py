@@ -13,10 +13,11 @@ import torch
 from tqdm.auto import tqdm
 
 import ccrk
-from ccrk.evaluation.fingerprints import data_fingerprint, name_of
+from ccrk.evaluation.fingerprints import data_fingerprint
 from ccrk.evaluation.shards import Shards
 from ccrk.evaluation.sharing import Share
 from ccrk.evaluation.state_store import ShardStates, StateStore
+from ccrk.fingerprints_ccrk import name_of
 from ccrk.inference_ccrk import fast_passes
 
 ON_BROKEN = ("raise", "skip")

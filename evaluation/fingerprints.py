@@ -1,4 +1,4 @@
-"""Names for what features depend on: weights, processor, rows. What has the same name need not be computed again."""
+"""A name for what the features of a data set depend on: weights, processor, rows."""
 
 from __future__ import annotations
 
@@ -10,37 +10,13 @@ from dataclasses import is_dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from ccrk.data.images import CAUSES
+from ccrk.fingerprints_ccrk import NAME_LENGTH, weights_name
 
 TOWERS = {"images": "vision_model", "texts": "text_model"}
 """What is read -> the part of the model that reads it."""
-
-LENGTH = 16
-"""Hexadecimal digits of a name."""
-
-
-def name_of(values: Any, *arrays: np.ndarray) -> str:
-    """A name for what JSON can hold, and for arrays."""
-    digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode())
-    for array in arrays:
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:LENGTH]
-
-
-def weights_fingerprint(model, parts: Sequence[str]) -> str:
-    """Names the weights of parts of a model, such as `vision_model`; a part may be a single parameter."""
-    digest = hashlib.sha256()
-    for part in parts:
-        of_part = getattr(model.retriever, part)
-        tensors = {"": of_part} if isinstance(of_part, torch.Tensor) else of_part.state_dict()
-        digest.update(part.encode())
-        for name, tensor in sorted(tensors.items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().float().numpy().tobytes())
-    return digest.hexdigest()[:LENGTH]
 
 
 def data_fingerprint(model, processor, dataset, towers: Sequence[str]) -> str:
@@ -53,7 +29,7 @@ def data_fingerprint(model, processor, dataset, towers: Sequence[str]) -> str:
         towers: `vision_model`, `text_model`, and further parts whose weights count; images count with the first.
     """
     digest = hashlib.sha256()
-    digest.update(weights_fingerprint(model, towers).encode())
+    digest.update(weights_name(model.retriever, towers).encode())
     digest.update(json.dumps([processor.to_dict(), CAUSES], sort_keys=True, default=str).encode())
     for row in dataset:
         texts = [str(text) for text in texts_of(row)]
@@ -61,7 +37,7 @@ def data_fingerprint(model, processor, dataset, towers: Sequence[str]) -> str:
         digest.update(json.dumps([str(row.get("image_id")), texts, languages]).encode())
         if TOWERS["images"] in towers:
             digest.update(image_identity(row["image"]))
-    return digest.hexdigest()[:LENGTH]
+    return digest.hexdigest()[:NAME_LENGTH]
 
 
 def texts_of(row: Mapping[str, Any]) -> list[Any]:

@@ -10,9 +10,9 @@ from tqdm.auto import tqdm
 
 from ccrk.evaluation.candidates import BestOf, Candidates
 from ccrk.evaluation.features import RetrievalFeatures
-from ccrk.evaluation.fingerprints import name_of, weights_fingerprint
 from ccrk.evaluation.shards import Shards
 from ccrk.evaluation.sharing import Share
+from ccrk.fingerprints_ccrk import name_of, weights_name
 from ccrk.inference_ccrk import fast_passes
 
 RERANK_SCORES = ("itm", "itm+sim", "sim")
@@ -65,7 +65,7 @@ def _score_images(model, features, images: np.ndarray, numbers, pairs, options: 
 def _open_cache(model, features: RetrievalFeatures, candidates: Candidates) -> Shards | None:
     if features.cache is None:
         return None
-    weights = weights_fingerprint(model, ["fusion_model", "itm_head"])
+    weights = weights_name(model.retriever, ["fusion_model", "itm_head"])
     name = name_of([weights, IMAGES_AT_ONCE], candidates.images, candidates.texts)
     return Shards(features.cache.folder, f"pairs-{name}")
 

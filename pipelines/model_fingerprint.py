@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
 import torch
 
-from .index import IndexFingerprint
+from ccrk.fingerprints_ccrk import name_of, weights_name
+from ccrk.inference_ccrk import ENCODERS
 
-EMBEDDING_PARTS = ("vision_model", "visual_projection", "text_model", "text_projection")
-"""Parts of a model that an embedding depends on; the fusion encoder and the heads are none of them."""
+from .index import IndexFingerprint
 
 IMAGE_OPTIONS = (
     "size",
@@ -25,8 +24,6 @@ IMAGE_OPTIONS = (
     "do_convert_rgb",
 )
 TEXT_OPTIONS = ("clean_text", "max_words", "max_length", "text_prefix")
-LENGTH = 16
-"""Hexadecimal digits of a name."""
 
 
 def embedding_fingerprint(model: Any, processor: Any) -> IndexFingerprint:
@@ -39,34 +36,16 @@ def embedding_fingerprint(model: Any, processor: Any) -> IndexFingerprint:
     retriever = model.retriever
     return IndexFingerprint(
         model=str(model.config.name_or_path or type(model).__name__),
-        revision=weights_name(retriever, EMBEDDING_PARTS),
+        revision=weights_name(retriever, ENCODERS[:4], torch.bfloat16),
         dimension=int(retriever.config.projection_dim),
         normalised=True,
-        preprocessing=_name([image_options(processor), text_options(processor)]),
+        preprocessing=name_of([image_options(processor), text_options(processor)]),
     )
 
 
 def states_name(model: Any, processor: Any) -> str:
     """Names what the hidden states of photos depend on: the image tower and the image processor."""
-    return _name([weights_name(model.retriever, EMBEDDING_PARTS[:1]), image_options(processor)])
-
-
-def weights_name(model: Any, parts: tuple[str, ...]) -> str:
-    """Names the weights of parts of a model.
-
-    They are rounded to bfloat16 first, so that a model has one name whether it was loaded in float32 or in bfloat16:
-    its embeddings can be compared either way. Two models that are apart by less than that rounding in every single
-    weight would have one name as well.
-    """
-    digest = hashlib.sha256()
-    for part in parts:
-        for name, tensor in sorted(getattr(model, part).state_dict().items()):
-            digest.update(f"{part}.{name} {tuple(tensor.shape)}".encode())
-            tensor = tensor.detach().cpu()
-            if tensor.is_floating_point():
-                tensor = tensor.to(torch.bfloat16)
-            digest.update(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
-    return digest.hexdigest()[:LENGTH]
+    return name_of([weights_name(model.retriever, ENCODERS[:1], torch.bfloat16), image_options(processor)])
 
 
 def image_options(processor: Any) -> dict[str, Any]:
@@ -90,8 +69,4 @@ def text_options(processor: Any) -> dict[str, Any]:
     return options
 
 
-def _name(values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:LENGTH]
-
-
-__all__ = ["EMBEDDING_PARTS", "embedding_fingerprint", "states_name", "weights_name"]
+__all__ = ["embedding_fingerprint", "states_name"]
