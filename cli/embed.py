@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+
+from ccrk.cli.shared import comma_list, tell_skipped
 
 NAME = "embed"
 HELP = """Embed a large corpus into Parquet shards, on one machine or on a Ray cluster, and bring them into an index.
@@ -16,8 +17,6 @@ machine and changes every day, `ccrk index` alone is simpler.
   ccrk embed photos/ --model my-model --to shards/ --into lance://photos.lance
   ccrk embed photos/ --model my-model --to /cluster/shards --ray auto --workers 16"""
 
-SHOWN = 10  # skipped items that are told one by one
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of the command; those that are not given keep the defaults of `EmbedOptions`."""
@@ -28,7 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options = (
         ("--into", {"metavar": "URI", "help": "bring the rows into this index once all shards are finished"}),
         ("--shard-size", {"type": int, "metavar": "N", "help": "items in a shard (default: 1000)"}),
-        ("--columns", {"metavar": "A,B", "help": "a table's own columns to keep (default: all of plain values)"}),
+        (
+            "--columns",
+            {
+                "type": comma_list,
+                "metavar": "A,B",
+                "help": "a table's own columns to keep (default: all of plain values)",
+            },
+        ),
         ("--photos", {"metavar": "FOLDER", "help": "what a table's paths are relative to (default: the table)"}),
         (
             "--ray",
@@ -56,14 +62,8 @@ def run(args: argparse.Namespace) -> int:
     from ccrk.pipelines.embed_run import EmbedOptions, run_embed
 
     given = {name: value for name, value in vars(args).items() if name in {one.name for one in fields(EmbedOptions)}}
-    if "columns" in given:
-        given["columns"] = [name.strip() for name in given["columns"].split(",") if name.strip()]
     report = run_embed(EmbedOptions(**given))
-    for name, cause in report.skipped[:SHOWN]:
-        print(f"ccrk embed: skipped {name}: {cause}", file=sys.stderr)
-    if len(report.skipped) > SHOWN:
-        rest = len(report.skipped) - SHOWN
-        print(f"ccrk embed: and {rest} more, listed in {args.to}/corpus.json", file=sys.stderr)
+    tell_skipped("embed", report.skipped, f", listed in {args.to}/corpus.json")
     if args.json:
         print(json.dumps({**asdict(report), "skipped": len(report.skipped), "seconds": round(report.seconds, 3)}))
         return 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
+
+from ccrk.cli.shared import comma_list, tell_skipped
 
 NAME = "index"
 HELP = """Make an index of photos or texts, or bring one up to date; `ccrk search MODEL URI ...` searches it.
@@ -31,7 +32,6 @@ TOLD = {
     "states": "image states kept",
     "skipped": "skipped",
 }
-SHOWN = 10  # skipped items that are told one by one
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", required=True, metavar="URI", help="lance://PATH or milvus://HOST:PORT/COLLECTION")
     groups = {
         "what is indexed": (
-            ("--columns", {"metavar": "A,B", "help": "a table's own columns to keep (default: all of plain values)"}),
+            (
+                "--columns",
+                {
+                    "type": comma_list,
+                    "metavar": "A,B",
+                    "help": "a table's own columns to keep (default: all of plain values)",
+                },
+            ),
             ("--photos", {"metavar": "FOLDER", "help": "what a table's paths are relative to (default: the table)"}),
             ("--rehash", {"action": "store_true", "help": "read every file, whatever its size and time say"}),
             (
@@ -83,15 +90,8 @@ def run(args: argparse.Namespace) -> int:
     from ccrk.pipelines.index_run import IndexOptions, run_index
 
     given = {name: value for name, value in vars(args).items() if name in {one.name for one in fields(IndexOptions)}}
-    if "columns" in given:
-        given["columns"] = [name.strip() for name in given["columns"].split(",") if name.strip()]
     report = run_index(IndexOptions(**given))
-    for name, cause in report.skipped[:SHOWN]:
-        shown = name if name.isprintable() else ascii(name)
-        print(f"ccrk index: skipped {shown}: {cause}", file=sys.stderr)
-    if len(report.skipped) > SHOWN:
-        rest = len(report.skipped) - SHOWN
-        print(f"ccrk index: and {rest} more" + ("" if "skipped" in given else " (--skipped FILE)"), file=sys.stderr)
+    tell_skipped("index", report.skipped, "" if "skipped" in given else " (--skipped FILE)")
     if getattr(args, "json", False):
         print(json.dumps({"index": without_secrets(args.to), **report.counts()}))
         return 0
