@@ -65,8 +65,9 @@ def on_cluster(corpus: Path, model: Path, to: Path, size: int, kill_at: int) -> 
     import ray
     from ray.cluster_utils import Cluster
 
-    from ccrk.pipelines.embedding import EmbeddingJob, SliceEmbedder, embed_corpus, load_pipeline
+    from ccrk.pipelines.embedding import EmbeddingJob, SliceEmbedder, embed_corpus
     from ccrk.pipelines.gallery_sources import gallery_items
+    from ccrk.pipelines.loading import load_pipeline
     from ccrk.pipelines.ray_embedding import embed_ray
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -74,7 +75,7 @@ def on_cluster(corpus: Path, model: Path, to: Path, size: int, kill_at: int) -> 
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     items = gallery_items(corpus)
     job = EmbeddingJob(str(to), items.modality, dict(items.columns))
-    embedder = SliceEmbedder(job, load_pipeline(str(model), "cpu", 1))
+    embedder = SliceEmbedder(job, load_pipeline(str(model), threads=1, device="cpu"))
     seen, killed = [], []
 
     def done(report) -> None:

@@ -57,13 +57,8 @@ def run(args: argparse.Namespace) -> int:
     Returns:
         0; whatever is wrong with what the user gave is raised.
     """
-    import torch
-    from transformers import pipeline
+    from ccrk.pipelines.loading import load_pipeline
 
-    if args.threads is not None:
-        if args.threads < 1:
-            raise ValueError(f"--threads is {args.threads}; it is at least 1")
-        torch.set_num_threads(args.threads)
     gallery, queries = (None, args.words) if args.captions else (args.words[0], args.words[1:])
     if not queries:
         raise ValueError(f"there is no query: name one after the gallery '{gallery}'")
@@ -74,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"the file '{args.captions}' holds no caption")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        search = pipeline(
-            "ccr-retrieval",
-            model=args.model,
+        search = load_pipeline(
+            args.model,
+            threads=args.threads,
             gallery=gallery,
             batch_size=args.batch_size,
             top_k=args.top_k,

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from .embedding import EmbeddingJob, SliceEmbedder, embed_corpus, embed_local, load_pipeline
+from .embedding import EmbeddingJob, SliceEmbedder, embed_corpus, embed_local
 from .fast_encoders import compile_encoders
 from .gallery_sources import gallery_items
+from .loading import load_pipeline
 from .ray_embedding import embed_ray
 from .shard_index import index_shards
 from .shards import SHARD_SIZE, ShardReport
@@ -98,7 +99,7 @@ def run_embed(options: EmbedOptions) -> EmbedReport:
     # what can be wrong with the source shows before the model is loaded
     items = gallery_items(options.source, columns=options.columns, photos=options.photos)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipe = load_pipeline(options.model, device, options.threads)
+    pipe = load_pipeline(options.model, threads=options.threads, device=device)
     job = EmbeddingJob(options.to, items.modality, dict(items.columns), options.batch_size, options.bf16)
     embedder = SliceEmbedder(job, pipe)
     with tqdm(total=len(items), desc="embed", unit=items.modality, disable=not options.progress) as bar:

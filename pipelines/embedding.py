@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from ccrk.inference_ccrk import fast_passes
 
@@ -244,24 +243,4 @@ def embed_corpus(
     return corpus, reports
 
 
-def load_pipeline(model: str, device: Any, threads: int | None) -> Any:
-    """The pipeline with a model, on some device.
-
-    Args:
-        model: folder or Hub id.
-        device: as torch names it.
-        threads: of torch, in this process.
-
-    Raises:
-        ValueError: if the threads are fewer than 1.
-    """
-    from transformers import pipeline
-
-    if threads is not None:
-        if threads < 1:
-            raise ValueError(f"--threads is {threads}; it is at least 1")
-        torch.set_num_threads(threads)
-    return pipeline("ccr-retrieval", model=model, device=device)
-
-
-__all__ = ["EmbeddingJob", "SliceEmbedder", "embed_corpus", "embed_local", "load_pipeline"]
+__all__ = ["EmbeddingJob", "SliceEmbedder", "embed_corpus", "embed_local"]

@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-import torch
-
-from .ccr_retrieval import CCRkRetrievalPipeline
 from .gallery_sources import gallery_items
 from .gallery_update import UpdateReport, open_gallery_index, update_index
 from .image_states import MAX_BYTES, ImageStateStore
 from .index import without_secrets
 from .index_gallery import states_folder
 from .indexes import open_index
+from .loading import load_pipeline
 from .model_fingerprint import embedding_fingerprint, states_name
 
 GIB = 2**30
@@ -72,8 +70,6 @@ def run_index(options: IndexOptions) -> UpdateReport:
         raise ValueError(
             f"the index '{options.to}' would be gone with this process; name one on the disk: lance://PATH"
         )
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     # what can be wrong with these shows before the model is loaded
     items = gallery_items(options.source, columns=options.columns, photos=options.photos)
     folder = None
@@ -85,9 +81,7 @@ def run_index(options: IndexOptions) -> UpdateReport:
             raise ValueError(f"name a folder for the states of '{without_secrets(options.to)}': --states FOLDER")
     with suppress(FileNotFoundError):
         open_index(options.to).close()
-    from transformers import pipeline
-
-    pipe: CCRkRetrievalPipeline = pipeline("ccr-retrieval", model=options.model)
+    pipe = load_pipeline(options.model, threads=options.threads)
     index = open_gallery_index(options.to, embedding_fingerprint(pipe.model, pipe.processor), items)
     try:
         store = None

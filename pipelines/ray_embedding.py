@@ -12,9 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .embedding import EmbeddingJob, SliceEmbedder, load_pipeline
+from .embedding import EmbeddingJob, SliceEmbedder
 from .gallery_sources import GalleryItem
 from .index import IndexFingerprint
+from .loading import load_pipeline
 from .shards import ShardReport
 
 LOCAL = "local"
@@ -46,7 +47,7 @@ class RayEmbedder:
     ):
         import ray
 
-        pipe = load_pipeline(model, "cuda" if gpu else "cpu", threads)
+        pipe = load_pipeline(model, threads=threads, device="cuda" if gpu else "cpu")
         node = ray.get_runtime_context().get_node_id()
         self.embedder = SliceEmbedder(job, pipe, process=f"{node[:12]}:{os.getpid()}")
         fingerprint.require(self.embedder.fingerprint, job.folder)

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
+import torch
 from fastapi import FastAPI, Form, HTTPException, Path, Query, Request, UploadFile
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
@@ -16,10 +17,10 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 import ccrk
+from ccrk.pipelines.loading import load_pipeline
 
 from .batching import OverloadedError
 from .guards import FORM_BYTES, RETRY_AFTER, UPLOAD_PATH, Access, AccessGuard, TrafficGuard, problem
-from .loading import load_pipeline
 from .login import login_router
 from .monitoring import Monitor, MonitorMiddleware
 from .options import ServingOptions
@@ -78,7 +79,10 @@ def create_app(options: ServingOptions, pipe: Any = None) -> FastAPI:
         ImportError, OSError, ValueError: if model or gallery cannot be loaded.
     """
     monitor, access = Monitor(), Access(options.token)
-    service = SearchService(load_pipeline(options) if pipe is None else pipe, options, monitor.batches.observe)
+    if pipe is None:
+        dtype = {"dtype": torch.bfloat16} if options.bf16 else {}
+        pipe = load_pipeline(options.model, threads=options.threads, gallery=options.gallery, **dtype)
+    service = SearchService(pipe, options, monitor.batches.observe)
     monitor.waiting.set_function(lambda: service.batcher.waiting)
 
     @asynccontextmanager

@@ -8,8 +8,9 @@ import signal
 import pytest
 
 from ccrk.pipelines.embed_run import EmbedOptions, run_embed
-from ccrk.pipelines.embedding import EmbeddingJob, SliceEmbedder, embed_corpus, embed_local, load_pipeline
+from ccrk.pipelines.embedding import EmbeddingJob, SliceEmbedder, embed_corpus, embed_local
 from ccrk.pipelines.gallery_sources import gallery_items
+from ccrk.pipelines.loading import load_pipeline
 from ccrk.pipelines.ray_embedding import embed_ray
 
 TEXTS, SIZE = 1500, 15
@@ -49,7 +50,7 @@ def cluster():
 @pytest.fixture
 def embed(saved, texts, tmp_path):
     # loaded as workers load it: weights that lie elsewhere in memory are multiplied in another order
-    items, pipe = gallery_items(texts), load_pipeline(str(saved), "cpu", 1)
+    items, pipe = gallery_items(texts), load_pipeline(str(saved), threads=1, device="cpu")
 
     def run(to: str, way, size: int = SIZE):
         job = EmbeddingJob(str(tmp_path / to), items.modality, dict(items.columns))
