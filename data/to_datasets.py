@@ -6,7 +6,6 @@ import hashlib
 import io
 import json
 import os
-import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import PIL.Image
 
-from ccrk.data.references import DatasetCell, ImageReference
+from ccrk.data.identity import image_identity
+from ccrk.data.references import ImageReference
 
 if TYPE_CHECKING:
     import datasets
@@ -143,38 +143,12 @@ def _name(path: str | None) -> str | None:
 
 
 def _fingerprint(rows: Sequence[Row], columns: Sequence[str], embed: bool, split: str) -> str:
-    """A name for all that the table depends on; photos that are put into it count by their file's size and time."""
+    """A name for all that the table depends on."""
     digest = hashlib.sha256(json.dumps([list(columns), embed, split]).encode())
     for row in rows:
-        about = [_trace(row["image"], embed), row["image_id"], row["captions"], [row.get(name) for name in columns]]
-        digest.update(json.dumps(about, sort_keys=True).encode())
+        about = [row["image_id"], row["captions"], [row.get(name) for name in columns]]
+        digest.update(json.dumps(about, sort_keys=True).encode() + image_identity(row["image"]))
     return digest.hexdigest()[:32]
-
-
-def _trace(image: Any, embed: bool) -> Any:
-    """What tells a photo from another, without opening it."""
-    if isinstance(image, dict):
-        image = image.get("bytes") or image.get("path")
-    if isinstance(image, (str, os.PathLike)):
-        path = os.path.abspath(image)
-        return [path, _state(path)] if embed else path
-    if isinstance(image, PIL.Image.Image):
-        return [image.mode, image.size, hashlib.sha256(image.tobytes()).hexdigest()]
-    if isinstance(image, (bytes, bytearray)):
-        return hashlib.sha256(image).hexdigest()
-    if isinstance(image, DatasetCell):
-        return [image.table._fingerprint, image.row, image.column]
-    if isinstance(getattr(image, "path", None), str):
-        return [repr(image), _state(image.path)]
-    return uuid.uuid4().hex  # nothing is known of it, so nothing is found in the cache
-
-
-def _state(path: str) -> list[int]:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return []  # reading it will tell
-    return [found.st_size, found.st_mtime_ns]
 
 
 __all__ = ["push_to_hub", "to_datasets"]
