@@ -26,6 +26,7 @@ COMMANDS = {
     "serve": "search over HTTP, and on a web page",
     "embed": "embed a large corpus into shards, on one machine or many",
     "export": "write the encoders as ONNX files",
+    "publish": "put a model with its card on the Hub",
     "convert": "turn a checkpoint of the authors' code into a model folder",
 }
 

@@ -108,7 +108,10 @@ def read_runs(paths: Iterable[str | os.PathLike]) -> dict[str, Any]:
 
 
 def model_card(
-    options: CardOptions, documents: Mapping[str, Any], weights: Mapping[str, str] | None = None, plots: bool = True
+    options: CardOptions,
+    documents: Mapping[str, Any],
+    weights: Mapping[str, str] | None = None,
+    assets: Mapping[str, bytes] | None = None,
 ) -> Card:
     """The card of a model.
 
@@ -116,16 +119,18 @@ def model_card(
         options: what a person says.
         documents: of `read_runs`; none for a card that says that nothing was measured.
         weights: of `weights_in`, which the card then is a card of.
-        plots: draw them, where matplotlib is installed.
+        assets: plots that were drawn of the same documents; by default they are drawn, where matplotlib is installed.
 
     Raises:
         CardError: if a figure has no source.
     """
-    assets: dict[str, bytes] = {}
-    for file in documents_of(documents, "evaluation") if plots else ():
-        for number, part in enumerate(documents[file]["results"]):
-            drawn = draw_plots(part)
-            assets |= {asset_name(file, number, name): content for name, content in drawn.items()}
+    if assets is None:
+        assets = {
+            asset_name(file, number, name): content
+            for file in documents_of(documents, "evaluation")
+            for number, part in enumerate(documents[file]["results"])
+            for name, content in draw_plots(part).items()
+        }
     return _assemble("model", options, documents, assets, weights)
 
 
