@@ -51,10 +51,11 @@ def run(args: argparse.Namespace) -> int:
     """Plans, asks, publishes."""
     from huggingface_hub import HfApi, constants, get_token
 
+    from ccrk import CCRkRetrievalPipeline
     from ccrk.hub_cards.publishing import compare, explain, is_hub_error, make_plan, plan_lines, publish
 
     options = read_options(args)
-    plan = make_plan(options, attach)
+    plan = make_plan(options, CCRkRetrievalPipeline.files_beside)
     if plan.kind == "model":
         check_loads(args.folder)
     api = HfApi()
@@ -132,24 +133,6 @@ def read_options(args: argparse.Namespace):
         base_model=args.base_model,
         card=card,
     )
-
-
-def attach(folder) -> dict[str, bytes]:
-    """The pipeline's file and the configuration that names it, where a model's folder does not have them."""
-    import json
-    import shutil
-    import tempfile
-    from pathlib import Path
-
-    from ccrk.pipelines.registration import attach_pipeline
-
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    if config.get("custom_pipelines") or config.get("model_type") != "ccrk":
-        return {}
-    with tempfile.TemporaryDirectory() as place:
-        shutil.copy(folder / "config.json", place)
-        attach_pipeline(place)
-        return {path.name: path.read_bytes() for path in Path(place).iterdir()}
 
 
 def check_loads(folder: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ccrk.hub_cards.data_card import DataCardOptions, render_data_card
-from ccrk.hub_cards.figures import CardError, Figure, look_up, render, typed_figures
+from ccrk.hub_cards.figures import CardError, Figure, typed_figures
 from ccrk.hub_cards.model_card import CardOptions, RenderedCard, asset_name, documents_of, render_model_card
 from ccrk.hub_cards.plots import draw_plots
 from ccrk.hub_cards.runs import dumps, read_run
@@ -46,6 +46,10 @@ class Card:
     options: Any
     files: dict[str, bytes] = field(default_factory=dict)
     figures: list[Figure] = field(default_factory=list)
+
+    def document(self, name: str) -> Any:
+        """A results file of the card, read."""
+        return json.loads(self.files[name])
 
     def write(self, folder: str | os.PathLike) -> None:
         """Writes the files, the card itself last; what an earlier card had and this one has not is removed.
@@ -223,8 +227,8 @@ def _read(folder: Path, name: str, pattern: str) -> bytes:
 def check_card(folder: str | os.PathLike) -> Card:
     """Checks the card in a folder against its sources.
 
-    Every figure is looked up once more, the card is made once more and compared byte for byte, plots and weights are
-    compared by checksum.
+    The card is made once more, which looks every figure up, and compared byte for byte; so is the list of figures with
+    their sources. Results files, plots and weights are compared by checksum.
 
     Returns:
         The card, made anew: the same files.
@@ -244,9 +248,9 @@ def check_card(folder: str | os.PathLike) -> Card:
     for name, content in assets.items():
         if sha256(content) != sources["assets"][name]:
             raise CardError(f"'{folder / name}' was changed after the card was made: draw it anew")
-    _check_figures(sources["figures"], documents, text.splitlines())
     card = _assemble(sources["card"], options, documents, assets, sources["weights"])
-    _compare(text, card.files[CARD].decode(), sources["made_by"])
+    _compare(text, card.files[CARD].decode(), card.figures, sources["made_by"])
+    _compare_figures(sources["figures"], card.figures)
     for name, content in card.files.items():
         if name.startswith(".eval_results/") and _read(folder, name, r"\.eval_results/[\w-]+\.yaml") != content:
             raise CardError(f"'{folder / name}' differs from what the results files give")
@@ -254,39 +258,34 @@ def check_card(folder: str | os.PathLike) -> Card:
     return card
 
 
-def _check_figures(figures: Sequence[Mapping], documents: Mapping[str, Any], lines: Sequence[str]) -> None:
-    for figure in figures:
-        where = f"{CARD}, line {figure['line']}" if figure["line"] else f"{CARD}, metadata"
-        source = f"{figure['file']}#{figure['pointer']}"
-        try:
-            text = render(look_up(documents[figure["file"]], figure["pointer"]), figure["form"])
-        except (KeyError, CardError) as error:
-            raise CardError(f"{where}: the figure '{figure['text']}' has no source ({source}: {error})") from None
-        if text != figure["text"]:
-            raise CardError(f"{where}: the figure '{figure['text']}' is '{text}' in its source, {source}")
-        if not figure["line"]:
-            continue
-        line = lines[figure["line"] - 1] if figure["line"] <= len(lines) else ""
-        if not line.startswith(text, figure["column"] - 1):
-            raise CardError(
-                f"{where}: where the figure '{text}' of {source} belongs, there stands "
-                f"'{line[figure['column'] - 1 :][: len(text) + 8]}'; in the line '{_short(line)}'"
-            )
-
-
-def _compare(found: str, expected: str, made_by: str) -> None:
+def _compare(found: str, expected: str, figures: Sequence[Figure], made_by: str) -> None:
+    """Finds the first line in which a card is not what its sources give."""
     if found == expected:
         return
     here, there = found.splitlines(), expected.splitlines()
-    number = next((n for n, pair in enumerate(zip(here, there, strict=False)) if pair[0] != pair[1]), None)
-    number = min(len(here), len(there)) if number is None else number
+    pairs = enumerate(zip(here, there, strict=False))
+    number = next((n for n, (one, other) in pairs if one != other), min(len(here), len(there)))
     line, other = (lines[number] if number < len(lines) else "" for lines in (here, there))
     strange = [token for token in re.findall(r"\d+(?:[.,]\d+)*", line) if token not in other]
     what = f"the figure '{strange[0]}' has no source" if strange else "this is not what the results files give"
+    wrong = next((f for f in figures if f.line == number + 1 and not line.startswith(f.text, f.column - 1)), None)
+    if wrong is not None:
+        what += f"; {wrong.file}#{wrong.pointer} is '{wrong.text}'"
     hint = "" if made_by == f"ccrk {version()}" else f" (the card is of {made_by}, this is {version()}: make it anew)"
     raise CardError(
-        f"{CARD}, line {number + 1}: {what}: it says '{_short(line)}', and from the results comes "
+        f"{CARD}, line {number + 1}: {what}. It says '{_short(line)}', and from the results comes "
         f"'{_short(other)}'{hint}"
+    )
+
+
+def _compare_figures(told: Sequence[Any], figures: Sequence[Figure]) -> None:
+    """The list of figures says of each where it is from, so it is checked as the card is."""
+    expected = [figure.to_dict() for figure in figures]
+    if told == expected:
+        return
+    one = next((one for one in told if one not in expected), None) or next(one for one in expected if one not in told)
+    raise CardError(
+        f"{SOURCES}: the figure '{one.get('text')}' ({one.get('pointer')}) is not on the card as told there"
     )
 
 

@@ -155,9 +155,8 @@ def make_plan(options: PublishOptions, attach: Callable[[Path], Mapping[str, byt
     remarks: list[str] = []
     collection = collect(folder, kind)
     if kind == "model":
-        if attach is not None and (folder / CONFIG).is_file():
-            added = attach(folder)
-            collection.replace(added, "added, for those who load it without the package")
+        if attach is not None and (folder / CONFIG).is_file() and _lacks_pipeline(folder):
+            collection.replace(attach(folder), "for those who load it without the package")
         if (folder / ADAPTER).is_file():
             collection.replace(_adapter_config(folder, options), "")
         card, verdict = _model_card(folder, options, remarks)
@@ -171,6 +170,11 @@ def make_plan(options: PublishOptions, attach: Callable[[Path], Mapping[str, byt
                 f"'{entry.path}' has {_size(entry.size)}, and the Hub takes {_size(LARGEST)} at most: save in shards"
             )
     return Plan(options, kind, collection, verdict, remarks)
+
+
+def _lacks_pipeline(folder: Path) -> bool:
+    config = _json(folder / CONFIG)
+    return config.get("model_type") == "ccrk" and not config.get("custom_pipelines")
 
 
 def _adapter_config(folder: Path, options: PublishOptions) -> dict[str, bytes]:
@@ -197,17 +201,16 @@ def _model_card(folder: Path, options: PublishOptions, remarks: list[str]) -> tu
     """The card that is published, and what is to be said of it."""
     readme, known = folder / CARD, (folder / SOURCES).is_file()
     anew = options.new_card or bool(options.evaluations) or not readme.is_file()
-    if not anew and not known:
+    if not anew and is_own_text(folder):
         text = readme.read_text(encoding="utf-8", errors="replace")
-        if _DRAFT.search(text):
-            anew, draft = True, "the draft in its place was not filled in, and stays here"
-            remarks.append(f"{CARD}: {draft}")
-        else:
-            try:
-                check_foreign(text)
-            except CardError as error:
-                raise CardError(f"{error}; --new-card makes a card of the run files in its place") from None
-            return Card("model", None, {CARD: text.encode()}), "written by hand; it shows no figures"
+        try:
+            check_foreign(text)
+        except CardError as error:
+            raise CardError(f"{error}; --new-card makes a card of the run files in its place") from None
+        return Card("model", None, {CARD: text.encode()}), "written by hand; it shows no figures"
+    if not anew and not known:
+        anew = True
+        remarks.append(f"{CARD} is a draft that was not filled in; it stays here")
     if anew:
         weights, runs = weights_in(folder), _runs(folder, options, remarks)
         before = check_options(folder) if known else {}
@@ -227,6 +230,14 @@ def _model_card(folder: Path, options: PublishOptions, remarks: list[str]) -> tu
     drawn = {path: content for path, content in card.files.items() if path in sources["assets"]}
     remade = model_card(settings, documents, sources["weights"] or weights_in(folder), drawn)
     return remade, f"{checked}; then made anew for {options.repo}"
+
+
+def is_own_text(folder: Path) -> bool:
+    """Whether the card in a folder was written by a person, and is neither made of sources nor an empty draft."""
+    readme = folder / CARD
+    if not readme.is_file() or (folder / SOURCES).is_file():
+        return False
+    return not _DRAFT.search(readme.read_text(encoding="utf-8", errors="replace"))
 
 
 def check_options(folder: Path) -> dict[str, Any]:

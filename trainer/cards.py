@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import CommitOperationAdd, HfApi
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import PushInProgress
 
 import ccrk
 from ccrk.hub_cards.cards import model_card, read_runs, weights_in
+from ccrk.hub_cards.collecting import Entry, collect
 from ccrk.hub_cards.model_card import CardOptions
+from ccrk.hub_cards.publishing import PublishOptions, is_own_text, make_plan
 from ccrk.hub_cards.runs import EVALUATION, TRAINING_RUN
 from ccrk.trainer.run_facts import training_facts
 from ccrk.trainer.summary import write_atomically
@@ -48,6 +54,9 @@ def write_card(folder: str | os.PathLike, options: CardOptions, runs: Sequence[s
     Returns:
         Whether there is a card now.
     """
+    if is_own_text(Path(folder)):
+        logger.warning("'%s' was written by hand and stays; `ccrk publish --new-card` makes one of the runs", folder)
+        return False
     try:
         model_card(options, read_runs(runs), weights_in(folder)).write(folder)
     except Exception as error:  # whatever it is: the model is there, and a card can be made later
@@ -144,6 +153,87 @@ class CardWriting:
             logger.warning("the run files of '%s' were not written: %s: %s", folder, type(error).__name__, error)
             return
         write_card(folder, options, runs)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        **kwargs,
+    ):
+        """Saves the model, writes its card, and puts what belongs to it on the Hub, in one commit.
+
+        As `Trainer.push_to_hub`, but checkpoints, the arguments as a pickle, run files with captions, and paths of
+        this machine stay here; see docs/publishing.md. The pipeline is added, so that the repository loads without
+        the package.
+
+        Args:
+            commit_message: of the commit.
+            blocking: wait until it is there.
+            token: in the place of the one that is logged in.
+            revision: branch; `args.hub_revision` by default.
+            private: of a repository that is made.
+            **kwargs: of `create_model_card`.
+
+        Returns:
+            What the Hub says of the commit, or its future; None in all processes but the first.
+
+        Raises:
+            OSError: if the Hub refuses.
+            ValueError: if there is something that must not be published, naming it.
+        """
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        token = token if token is not None else self.args.hub_token
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        self.save_model(_internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        kwargs.setdefault("model_name", self.hub_model_id.split("/")[-1])
+        self.create_model_card(**kwargs)
+        self._finish_current_push()
+        options = PublishOptions(self.args.output_dir, self.hub_model_id)
+        plan = make_plan(options, ccrk.CCRkRetrievalPipeline.files_beside)
+        revision = revision if revision is not None else self.args.hub_revision
+        return self._commit(plan.entries, commit_message or plan.message, token, revision, blocking)
+
+    def _commit(self, entries, message: str, token: str | None, revision: str | None, blocking: bool):
+        return HfApi(token=token).create_commit(
+            repo_id=self.hub_model_id,
+            operations=[CommitOperationAdd(entry.path, entry.source) for entry in entries],
+            commit_message=message,
+            revision=revision,
+            run_as_future=not blocking,
+        )
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Puts the model of a checkpoint on the Hub, without the state of the training and without waiting.
+
+        The strategies that ask for the checkpoints themselves (`checkpoint`, `all_checkpoints`) do what they do in
+        transformers, which sends the whole output folder.
+        """
+        if self.args.hub_strategy != HubStrategy.EVERY_SAVE:
+            super()._push_from_checkpoint(checkpoint_folder)
+            return
+        if self._writing or not self.is_world_process_zero():
+            return
+        running = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        if running and not self.args.hub_always_push:
+            return
+        entries = []
+        for entry in collect(Path(checkpoint_folder), "model").entries.values():
+            # sent from the output folder, for the checkpoint may be rotated away before it is there
+            copy = Path(self.args.output_dir) / entry.path
+            copy.write_bytes(entry.source) if isinstance(entry.source, bytes) else shutil.copy(entry.source, copy)
+            entries.append(Entry(entry.path, copy))
+        message = f"Training in progress, step {self.state.global_step}"
+        job = self._commit(entries, message, self.args.hub_token, self.args.hub_revision, blocking=False)
+        if running:
+            self.push_in_progress.jobs.append(job)
+        else:
+            self.push_in_progress = PushInProgress([job])
 
     def _write_runs(self, folder: Path) -> list[Path]:
         write_json(folder / TRAINING_RUN, training_facts(self))
