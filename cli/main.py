@@ -27,6 +27,7 @@ COMMANDS = {
     "space": "make a folder that the Hub runs as a Space",
     "embed": "embed a large corpus into shards, on one machine or many",
     "export": "write the encoders as ONNX files",
+    "publish": "put a model with its card on the Hub",
     "convert": "turn a checkpoint of the authors' code into a model folder",
 }
 
