@@ -129,6 +129,12 @@ def private() -> None:
     load("org/private")
 
 
+def published() -> None:
+    """What the command has published."""
+    load("org/published")
+    seen["published"] = search("org/published")
+
+
 if __name__ == "__main__":
     for part in PARTS:
         globals()[part]()

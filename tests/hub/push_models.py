@@ -1,5 +1,6 @@
 """Pushes tiny models in every way to the Hub that the environment names: `push_models.py WORK PART...`.
 
+WORK holds `photos/` and `captions.json`, to compare on.
 What each repository must give is written to WORK/expected/NAME.safetensors, and what happened to WORK/pushed.json.
 Parts: `core`, `revisions`, `shards`, `trainer`, `adapter`, `private`.
 """
@@ -46,14 +47,6 @@ def expect(name: str, model, used=processor) -> None:
     """Writes down what loading this must give."""
     (WORK / "expected").mkdir(exist_ok=True)
     save_file(outputs_of(model, used, WORK), WORK / "expected" / f"{name}.safetensors")
-
-
-def make_work() -> None:
-    """Photos and captions to compare on."""
-    (WORK / "photos").mkdir(exist_ok=True)
-    for number, photo in enumerate(tiny.build_photos(6)):
-        photo.save(WORK / "photos" / f"{number}.png")
-    (WORK / "captions.json").write_text(json.dumps(tiny.CAPTIONS))
 
 
 def core() -> None:
@@ -117,6 +110,7 @@ def training(name: str, model, **options):
 def trainer() -> None:
     """A push at the end of a training, and one with each checkpoint."""
     trainer = training("trained", pipe_of(30).model)
+    trainer.push_to_hub(commit_message="untrained", revision="trial", blocking=False).result()
     trainer.train()
     (WORK / "trained" / "feature_cache").mkdir()
     (WORK / "trained" / "feature_cache" / "large.safetensors").write_bytes(b"not for others")
@@ -149,7 +143,6 @@ def private() -> None:
 
 
 if __name__ == "__main__":
-    make_work()
     for part in PARTS:
         globals()[part]()
     (WORK / "pushed.json").write_text(json.dumps(seen))

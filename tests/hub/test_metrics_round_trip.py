@@ -1,4 +1,4 @@
-"""Metrics pushed as Spaces and loaded by `evaluate.load("org/...")` where the package cannot be imported."""
+"""Metrics published as Spaces by the command, and loaded by `evaluate.load("org/...")` without the package."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ import pytest
 
 from ccrk.metrics import mean_rank_variance
 from ccrk.metrics.ccr_recall.recall import recall_figures, target_ranks
-from ccrk.serving.space import build_metric_space
+from ccrk.serving.space import build_metric_space, build_search_space
 
 pytestmark = pytest.mark.slow
 
 PUSH = """
-from huggingface_hub import HfApi
-api = HfApi()
-for name in ("mrv", "ccr_recall"):
-    api.create_repo(f"org/{name}", repo_type="space", space_sdk="gradio", exist_ok=True)
-    api.upload_folder(repo_id=f"org/{name}", repo_type="space", folder_path=f"{sys.argv[1]}/{name}")
-seen["sdk"] = api.space_info("org/mrv").sdk
+from ccrk.cli.main import main
+for name in ("mrv", "ccr_recall", "search"):
+    words = ["publish", f"{sys.argv[1]}/{name}", f"org/{name}"]
+    seen[name] = [main([*words, "--dry-run"]), main([*words, "--yes"]), main([*words, "--yes"])]
 """
 
 LOAD = """
@@ -42,12 +40,28 @@ ROWS = [
 ]
 
 
-def test_metrics_of_the_hub_equal_ours(hub, client, tmp_path):
+def test_metrics_of_the_hub_equal_ours(hub, client, tiny, tmp_path):
     for name in ("mrv", "ccr_recall"):
         build_metric_space(name, tmp_path / "spaces" / name)
     for name in ("pusher", "loader"):
         (tmp_path / name).mkdir()
-    assert client(PUSH, hub.environment(tmp_path / "pusher"), tmp_path / "spaces") == {"sdk": "gradio"}
+    (tmp_path / "photos").mkdir()
+    for number, photo in enumerate(tiny.build_photos(3)):
+        photo.save(tmp_path / "photos" / f"{number}.png")
+    build_search_space("org/ccrk", tmp_path / "spaces" / "search", gallery=tmp_path / "photos")
+    done = client(PUSH, hub.environment(tmp_path / "pusher"), tmp_path / "spaces", package=True)
+    assert done == {name: [0, 0, 0] for name in ("mrv", "ccr_recall", "search")}
+    for name in done:
+        repository = hub.store.repository("space", f"org/{name}")
+        history = repository.history(repository.resolve("main"))
+        assert len(history) == 2, "one commit after the first, empty one, though it was published twice"
+        folder = tmp_path / "spaces" / name
+        files = {
+            file.relative_to(folder).as_posix(): file.read_bytes() for file in folder.rglob("*") if file.is_file()
+        }
+        tree = history[0][1]["tree"]
+        assert {path: repository.content(tree[path]) for path in tree if path != ".gitattributes"} == files
+    assert [entry["lfs"] for path, entry in tree.items() if path.startswith("photos/")] == [True] * 3
     words = [json.dumps(part) for part in (RANKS, SCORES, ROWS)]
     seen = client(LOAD, hub.environment(tmp_path / "loader"), *words)
     assert seen["module"].startswith("evaluate_modules.metrics.org--mrv.")
