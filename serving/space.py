@@ -98,7 +98,8 @@ def build_search_space(
     folder = _empty(out)
     try:
         if named is None:
-            _copy_model(Path(model), folder / "model")
+            place = _model_place(Path(model))
+            _copy_model(Path(model), folder / place)
         photos = _dataset_photos(dataset, split, column) if gallery is None else _folder_photos(Path(gallery))
         count, skipped = _copy_photos(photos, folder / "photos", limit)
         if not count:
@@ -106,11 +107,11 @@ def build_search_space(
             raise ValueError(f"not one photo of '{gallery or dataset}' can be shown: {causes or 'there is none'}")
         values = {"model": repr(named), "revision": repr(revision)}
         if named is None:
-            values["model"] = 'str(HERE / "model")'
+            values["model"] = f'str(HERE / "{place}")'
         _write(folder / "app.py", _template("space_app.txt", values))
         _write(folder / "requirements.txt", f"{requirement or f'ccrk[serve]>={ccrk.__version__}'}\n")
         shown = title or f"Photo search with {(named or Path(model).resolve().name).rpartition('/')[2]}"
-        link = f"[{named}](https://huggingface.co/{named})" if named else "in `model/`"
+        link = f"[{named}](https://huggingface.co/{named})" if named else f"in `{place}/`"
         words = _template("space_readme.txt", {"title": shown, "count": count, "model": link})
         ids = {"models": [named] if named else None, "datasets": [dataset] if _is_id(dataset) else None}
         _write_card(folder, words, title=shown, emoji="🔎", license=license, **ids)
@@ -193,6 +194,12 @@ def _gradio_version() -> str:
         return version("gradio")
     except PackageNotFoundError:
         raise ModuleNotFoundError("No module named 'gradio'", name="gradio") from None
+
+
+def _model_place(source: Path) -> str:
+    """The folder of a model in the Space: the page shows its name."""
+    name = re.sub(r"[^\w.-]+", "_", source.resolve().name).strip("._")
+    return "model" if name in ("", "photos") else name
 
 
 def _copy_model(source: Path, target: Path) -> None:

@@ -20,13 +20,13 @@ ja;cat.jpg boat.jpg tree.jpg;dog.jpg
 MOST = 500_000  # characters
 CSS = """
 .gradio-container { max-width: 1080px !important; margin: 0 auto !important }
-.recall-table { border-collapse: collapse; width: 100%; font-size: .95rem; border: 0 !important }
-.recall-table th, .recall-table td { padding: 6px 12px; text-align: right; border: 0 !important;
+.recall-table { border-collapse: collapse; width: 100%; font-size: .9rem; border: 0 !important }
+.recall-table th, .recall-table td { padding: 6px 9px; text-align: right; border: 0 !important;
   border-bottom: 1px solid var(--border-color-primary) !important; font-variant-numeric: tabular-nums }
 .recall-table th:first-child, .recall-table td:first-child { text-align: left }
 .recall-table tr { border: 0 !important }
 .recall-table .mean td { font-weight: 650 }
-.recall-note { color: var(--body-text-color-subdued); padding-bottom: 8px }
+.recall-scroll { overflow-x: auto }
 .recall-wrong { color: #b91c1c; font-weight: 500 }
 .dark .recall-wrong { color: #fca5a5 }
 """
@@ -89,8 +89,9 @@ def measure(text: str, ks: str) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("language", "queries", *(f"recall@{k}" for k in numbers)))
     rows = [(tag, str(languages.count(tag)), figures) for tag, figures in result["languages"].items()]
     body = "".join(_line(*row, names) for row in rows)
-    mean = _line("mean over languages", str(len(languages)), result, names).replace("<tr>", '<tr class="mean">', 1)
-    return f'<table class="recall-table" role="status"><tr>{head}</tr>{body}{mean}</table>'
+    mean = _line("mean", str(len(languages)), result, names).replace("<tr>", '<tr class="mean">', 1)
+    table = f'<table class="recall-table"><tr>{head}</tr>{body}{mean}</table>'
+    return f'<div class="recall-scroll" role="status">{table}</div>'
 
 
 def _line(tag: str, count: str, figures: dict, names: list[str]) -> str:
@@ -98,18 +99,24 @@ def _line(tag: str, count: str, figures: dict, names: list[str]) -> str:
     return "".join(["<tr>", *(f"<td>{cell}</td>" for cell in cells), "</tr>"])
 
 
+def theme() -> gr.themes.Base:
+    """Fonts of the machine, so that nothing is fetched from elsewhere."""
+    fonts = {"font": ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "sans-serif"], "font_mono": ["monospace"]}
+    return gr.themes.Base(primary_hue="blue", neutral_hue="slate", radius_size="md", **fonts)
+
+
 def build() -> gr.Blocks:
     """The page."""
     with gr.Blocks(title="Recall by language", analytics_enabled=False) as page:
         gr.Markdown(WORDS)
         with gr.Row():
-            with gr.Column(scale=3, min_width=320):
+            with gr.Column(min_width=320):
                 queries = gr.Textbox(
                     EXAMPLE, label="Queries", lines=9, max_lines=20, elem_id="queries", max_length=MOST
                 )
                 ks = gr.Textbox("1, 2, 3", label="k", elem_id="ks", max_length=100)
                 button = gr.Button("Measure", variant="primary", elem_id="measure")
-            with gr.Column(scale=2, min_width=320):
+            with gr.Column(min_width=320):
                 shown = gr.HTML(elem_id="figures")
         button.click(measure, [queries, ks], shown, api_visibility="private", show_progress="minimal")
         page.load(measure, [queries, ks], shown, api_visibility="private", show_progress="hidden")
@@ -119,5 +126,11 @@ def build() -> gr.Blocks:
 if __name__ == "__main__":
     # the address is that of GRADIO_SERVER_NAME and GRADIO_SERVER_PORT, which the Hub sets
     build().launch(
-        css=CSS, ssr_mode=False, footer_links=[], allowed_paths=[], max_file_size=1, enable_monitoring=False
+        theme=theme(),
+        css=CSS,
+        ssr_mode=False,
+        footer_links=[],
+        run_history=False,
+        max_file_size=1,
+        enable_monitoring=False,
     )

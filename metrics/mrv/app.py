@@ -30,15 +30,17 @@ READINGS = {
 }
 CSS = """
 .gradio-container { max-width: 1080px !important; margin: 0 auto !important }
-.mrv-figures { display: flex; gap: 32px; flex-wrap: wrap; padding: 4px 2px 16px }
+.mrv-figures { display: grid; gap: 12px 28px; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr));
+  padding: 4px 2px 16px }
 .mrv-figures b { display: block; font-size: 1.7rem; font-weight: 650; font-variant-numeric: tabular-nums }
-.mrv-figures span { color: var(--body-text-color-subdued); font-size: .85rem; display: block; max-width: 210px }
+.mrv-figures span { opacity: .72; font-size: .85rem; display: block }
 .mrv-table { border-collapse: collapse; width: 100%; font-size: .9rem; border: 0 !important }
 .mrv-table th, .mrv-table td { padding: 5px 10px; text-align: right; border: 0 !important;
   border-bottom: 1px solid var(--border-color-primary) !important; font-variant-numeric: tabular-nums }
 .mrv-table th:first-child, .mrv-table td:first-child { text-align: left; overflow-wrap: anywhere }
 .mrv-table tr { border: 0 !important }
-.mrv-note { color: var(--body-text-color-subdued); padding-bottom: 8px }
+.mrv-note { opacity: .72; padding-bottom: 8px }
+.mrv-scroll { overflow-x: auto }
 .mrv-wrong { color: #b91c1c; font-weight: 500 }
 .dark .mrv-wrong { color: #fca5a5 }
 """
@@ -109,20 +111,26 @@ def measure(text: str, misses: str, top_k: float | None, candidates: float | Non
     )
     told = f"{found['items']} items in {len(languages)} languages"
     told += f", {found['left_out']} with fewer than two ranks left out" if found["left_out"] else ""
-    told += f", {found['missed']} misses" if found["missed"] else ""
+    told += f", {found['missed']} miss{'es' if found['missed'] > 1 else ''}" if found["missed"] else ""
     order = [row for row in np.argsort(-np.nan_to_num(spread, nan=-1.0), kind="stable") if not np.isnan(spread[row])]
     head = "".join(f"<th>{html.escape(tag)}</th>" for tag in ("item", *languages, "std"))
     body = "".join(_line(names[row], table[row], spread[row]) for row in order[:SHOWN])
     more = f", the {SHOWN} that vary most" if len(order) > SHOWN else ""
     return (
         f'<div class="mrv-figures" role="status">{figures}</div><div class="mrv-note">{told}{more}</div>'
-        f'<table class="mrv-table"><tr>{head}</tr>{body}</table>'
+        f'<div class="mrv-scroll"><table class="mrv-table"><tr>{head}</tr>{body}</table></div>'
     )
 
 
 def _line(name: str, ranks: np.ndarray, spread: float) -> str:
     cells = ["" if np.isnan(rank) else "miss" if np.isinf(rank) else f"{rank:g}" for rank in ranks]
     return "".join(["<tr>", *(f"<td>{cell}</td>" for cell in (html.escape(name), *cells, f"{spread:.2f}")), "</tr>"])
+
+
+def theme() -> gr.themes.Base:
+    """Fonts of the machine, so that nothing is fetched from elsewhere."""
+    fonts = {"font": ["system-ui", "-apple-system", "Segoe UI", "Noto Sans", "sans-serif"], "font_mono": ["monospace"]}
+    return gr.themes.Base(primary_hue="blue", neutral_hue="slate", radius_size="md", **fonts)
 
 
 def build() -> gr.Blocks:
@@ -136,7 +144,7 @@ def build() -> gr.Blocks:
                 misses = gr.Dropdown(policy, value="rank_k", label="What a miss counts as", elem_id="misses")
                 with gr.Row():
                     top_k = gr.Number(50, label="Places looked at (top k)", precision=0, min_width=120)
-                    candidates = gr.Number(None, label="Items searched", precision=0, min_width=120)
+                    candidates = gr.Number(None, label="Items searched (0: not known)", precision=0, min_width=120)
                 button = gr.Button("Measure", variant="primary", elem_id="measure")
             with gr.Column(scale=3, min_width=320):
                 shown = gr.HTML(elem_id="figures")
@@ -149,5 +157,11 @@ def build() -> gr.Blocks:
 if __name__ == "__main__":
     # the address is that of GRADIO_SERVER_NAME and GRADIO_SERVER_PORT, which the Hub sets
     build().launch(
-        css=CSS, ssr_mode=False, footer_links=[], allowed_paths=[], max_file_size=1, enable_monitoring=False
+        theme=theme(),
+        css=CSS,
+        ssr_mode=False,
+        footer_links=[],
+        run_history=False,
+        max_file_size=1,
+        enable_monitoring=False,
     )

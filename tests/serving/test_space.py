@@ -76,10 +76,10 @@ def test_folder_with_a_model_of_ones_own(photos, saved, tmp_path):
     out = tmp_path / "space"
     assert main(["space", str(saved), "--gallery", str(photos), "--limit", "1", "--out", str(out)]) == 0
     found = names(out)
-    assert {"model/config.json", "model/model.safetensors", "model/tokenizer.json"} <= found
-    assert not {"model/training_args.bin", "model/trainer_state.json"} & found
+    assert {"my-model/config.json", "my-model/model.safetensors", "my-model/tokenizer.json"} <= found
+    assert not {"my-model/training_args.bin", "my-model/trainer_state.json"} & found
     assert len([name for name in found if name.startswith("photos/")]) == 1
-    assert 'MODEL = str(HERE / "model")' in (out / "app.py").read_text()
+    assert 'MODEL = str(HERE / "my-model")' in (out / "app.py").read_text()
     assert "models" not in read_card(out)
 
 
