@@ -45,6 +45,7 @@ CORE = [
     "tqdm>=4.70.1",
 ]
 DATASETS = "datasets>=5.2.0"
+MTEB = "mteb>=2.26.24"
 RAY = "ray[data]>=2.60.0"
 EXTRAS = {
     # matplotlib draws the curves of a training, tensorboard shows them while it runs
@@ -63,6 +64,10 @@ EXTRAS = {
     "milvus": ["milvus-lite>=3.2.2", "pymilvus>=3.0.2"],
     # encoders as ONNX files: exported by transformers, run by onnxruntime
     "onnx": ["onnx>=1.23.2", "onnxruntime>=1.32.0", "onnxscript>=0.7.2"],
+    # our models in the libraries that others embed and measure with. mteb is not part of "all": it is 90 MB of tasks,
+    # and brings polars with 180 MB more
+    "sentence-transformers": ["sentence-transformers>=6.2.0"],
+    "mteb": [MTEB, DATASETS],
     # a cluster; not part of "all": whoever has none would install a scheduler for nothing
     "ray": [RAY],
     # faiss-cpu is what search is compared with, milvus a whole server that tests start; pytrec-eval-terrier computes
@@ -74,6 +79,7 @@ EXTRAS = {
         "httpx2>=2.16.2",
         "import-linter>=2.17",
         "milvus>=2.3.5; platform_system == 'Linux'",
+        MTEB,
         "playwright>=1.65.2",
         "pytest>=9.2.0",
         "pytrec-eval-terrier>=0.5.11",
@@ -84,7 +90,7 @@ EXTRAS = {
     ],
 }
 # everything a user can switch on; the tools of the developers stay apart
-USED = ("train", "evaluate", "lance", "milvus", "onnx", "serve")
+USED = ("train", "evaluate", "lance", "milvus", "onnx", "sentence-transformers", "serve")
 EXTRAS["all"] = sorted({one for extra in USED for one in EXTRAS[extra]})
 
 
@@ -108,7 +114,11 @@ setup(
     python_requires=">=3.11",
     packages=list(ROOMS),
     package_dir=ROOMS,
-    package_data={"ccrk": ["py.typed"], "ccrk.trainer": ["recipes/*.yaml"], "": ["README.md", "templates/*"]},
+    package_data={
+        "ccrk": ["py.typed"],
+        "ccrk.trainer": ["recipes/*.yaml"],
+        "": ["README.md", "requirements.txt", "templates/*"],
+    },
     include_package_data=False,
     install_requires=CORE,
     extras_require=EXTRAS,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -63,6 +64,8 @@ READERS: dict[str, Callable[..., CaptionDataset]] = {
     "webdataset": read_tars,
     "datasets": _read_hub,
 }
+SUFFIXES = (".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tar", ".tsv", ".gz", ".txt")
+"""How files of captions end; a name that ends so is not taken for one of the Hub."""
 STREAMS = ("ccrk", "pretraining", "webdataset", "datasets")
 
 
@@ -209,6 +212,8 @@ def detect_format(source: Any) -> str:
     path = Path(source)
     if not path.exists():
         pattern = any(character in str(source) for character in "*?{")
+        if _is_hub_name(str(source)):
+            return "datasets"
         if not pattern:
             raise FileNotFoundError(
                 f"there is no file or folder '{source}' (a data set of the Hub is read with format=\"datasets\")"
@@ -218,6 +223,12 @@ def detect_format(source: Any) -> str:
     if found is None:
         raise ValueError(f"it cannot be seen which format '{source}' has; format= names it: {', '.join(READERS)}")
     return found
+
+
+def _is_hub_name(source: str) -> bool:
+    """Whether what is no local path is named as data sets of the Hub are; not so if half of it is a local folder."""
+    named = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) is not None
+    return named and not os.path.exists(source.split("/")[0]) and not source.endswith(SUFFIXES)
 
 
 def _folder_format(path: Path) -> str | None:

@@ -29,6 +29,7 @@ def load_hub_dataset(name: str | Path, split: str | None = None, streaming: bool
         A `datasets.Dataset`, or with `streaming` a `datasets.IterableDataset`.
 
     Raises:
+        FileNotFoundError: if there is no such data set, or the Hub cannot be reached.
         ValueError: if the split is not there, or none is named and there are several.
     """
     import datasets
@@ -37,7 +38,10 @@ def load_hub_dataset(name: str | Path, split: str | None = None, streaming: bool
     if on_disk:
         found = datasets.load_from_disk(str(name))
     else:
-        found = datasets.load_dataset(str(name), split=split, streaming=streaming)
+        try:
+            found = datasets.load_dataset(str(name), split=split, streaming=streaming)
+        except (datasets.exceptions.DatasetNotFoundError, ConnectionError) as error:
+            raise FileNotFoundError(f"'{name}' is no local file or folder, and on the Hub: {error}") from error
     if isinstance(found, dict):
         found = found[choose_split(found, split, name)]
     if streaming and on_disk:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ccrk.data.report import (
     CAPTION_EMPTY,
@@ -26,6 +26,9 @@ from ccrk.data.report import (
     OTHER_LANGUAGE,
     SkipReport,
 )
+
+if TYPE_CHECKING:
+    import datasets
 
 # what a row has of its own, and what is put into it on the way to a batch; a column of that name does not pass through
 RESERVED = ("image", "image_id", "captions", "epoch", "row")
@@ -63,6 +66,18 @@ class CaptionDataset:
         if self.skipped:
             text += f"; left out: {self.skipped.describe()}"
         return text
+
+    def to_datasets(self, **options: Any) -> datasets.Dataset:
+        """The rows as a `datasets.Dataset`; see `ccrk.data.to_datasets.to_datasets` for `embed` and `split`."""
+        from ccrk.data.to_datasets import to_datasets
+
+        return to_datasets(self, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Publishes the rows with their photos; see `ccrk.data.to_datasets.push_to_hub`."""
+        from ccrk.data.to_datasets import push_to_hub
+
+        return push_to_hub(self, repo_id, **options)
 
 
 def first_captions(dataset: CaptionDataset) -> CaptionDataset:

@@ -128,6 +128,29 @@ class CCRkModel(CCRkPreTrainedModel):
         embeds = nn.functional.normalize(self.text_projection(summary, draws), dim=-1)
         return BaseModelOutputWithPooling(last_hidden_state=text_hidden_states, pooler_output=embeds)
 
+    def get_joint_features(
+        self,
+        pixel_values: torch.Tensor,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        text_weight: float = 0.5,
+    ) -> BaseModelOutputWithPooling:
+        """Embeds pairs of an image and a text, as the pipeline does with queries of both.
+
+        Args:
+            pixel_values: (N, 3, H, W).
+            input_ids: (N, L), the text that belongs to each image.
+            attention_mask: (N, L).
+            text_weight: from 0 (the image alone) to 1 (the text alone).
+
+        Returns:
+            `pooler_output (N, D)`: unit vectors between those of the two.
+        """
+        images = self.get_image_features(pixel_values).pooler_output
+        texts = self.get_text_features(input_ids, attention_mask).pooler_output
+        joint = nn.functional.normalize((1 - text_weight) * images + text_weight * texts, dim=-1)
+        return BaseModelOutputWithPooling(pooler_output=joint)
+
     def get_image_states(
         self, pixel_values: torch.Tensor | None = None, image_hidden_states: torch.Tensor | None = None
     ) -> CCRkImageStates:
@@ -420,6 +443,10 @@ class CCRkForPreTraining(CCRkPreTrainedModel):
     def get_text_features(self, *args, **kwargs) -> BaseModelOutputWithPooling:
         """See [`CCRkModel.get_text_features`]."""
         return self.ccrk.get_text_features(*args, **kwargs)
+
+    def get_joint_features(self, *args, **kwargs) -> BaseModelOutputWithPooling:
+        """See [`CCRkModel.get_joint_features`]."""
+        return self.ccrk.get_joint_features(*args, **kwargs)
 
     def match(self, *args, **kwargs) -> torch.Tensor:
         """See [`CCRkModel.match`]."""

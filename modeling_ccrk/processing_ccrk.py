@@ -78,11 +78,10 @@ class CCRkProcessor(ProcessorMixin):
         """
         if images is None and text is None:
             raise ValueError("give images, text or both")
-        options = self._merge_kwargs(
-            CCRkProcessorKwargs,
-            tokenizer_init_kwargs=self.tokenizer.init_kwargs if self.tokenizer is not None else {},
-            **kwargs,
-        )
+        init = self.tokenizer.init_kwargs if self.tokenizer is not None else {}
+        # a tokenizer is saved with the length that it was last used with, which is nobody's wish
+        init = {name: value for name, value in init.items() if name != "max_length"}
+        options = self._merge_kwargs(CCRkProcessorKwargs, tokenizer_init_kwargs=init, **kwargs)
         data = {}
         if images is not None:
             data.update(self.image_processor(images, **options["images_kwargs"]))
@@ -101,7 +100,8 @@ class CCRkProcessor(ProcessorMixin):
     def encode_texts(self, texts: list[str], **kwargs) -> dict:
         """Tokenizes prepared texts."""
         if self.max_length is not None and kwargs.get("max_length") is None and kwargs.get("truncation"):
-            kwargs["max_length"] = self.max_length
+            # a tokenizer that was told to take fewer has its way: sentence-transformers sets its limit there
+            kwargs["max_length"] = min(self.max_length, self.tokenizer.model_max_length)
         kwargs.setdefault("return_token_type_ids", False)
         return dict(self.tokenizer(texts, **kwargs))
 

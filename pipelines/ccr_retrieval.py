@@ -6,6 +6,7 @@ the model and the processor that it is given.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -45,6 +46,29 @@ SIMILARITIES_AT_ONCE = 2**21  # 8 MB
 FEW_QUERIES = 32
 PIECE = 1024  # rows
 GROUP = 64  # similarities
+
+# The same folder for sentence-transformers, whose own module for transformers' models does the work: what it calls for
+# texts, photos and pairs of both, in files that it reads. A key with a plus is a dict that has both.
+_FEATURES = {"text": "get_text_features", "image": "get_image_features", "image+text": "get_joint_features"}
+_FEATURES["text+image"] = _FEATURES["image+text"]
+SENTENCE_TRANSFORMER = {
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+    ],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {
+            kind: {"method": method, "method_output_name": "pooler_output"} for kind, method in _FEATURES.items()
+        },
+        "module_output_name": "sentence_embedding",
+    },
+    "config_sentence_transformers.json": {
+        "model_type": "SentenceTransformer",
+        "similarity_fn_name": "cosine",
+        "prompts": {},
+        "default_prompt_name": None,
+    },
+}
 
 QUERY_KINDS = (
     'a text (str or {"text": ...}), a photo (PIL.Image, Path or {"image": ...}) or both ({"image": ..., "text": ...})'
@@ -905,6 +929,23 @@ class CCRkRetrievalPipeline(Pipeline):
             }
         }
 
+    @classmethod
+    def files_beside(cls, folder: str | os.PathLike) -> dict[str, bytes]:
+        """What a saved model needs beside it to be loaded with this pipeline by those who have no package.
+
+        Args:
+            folder: of a model saved by `save_pretrained`; it is only read.
+
+        Returns:
+            Name -> content: this file, `config.json` with the pipeline named in it, and what sentence-transformers
+            reads.
+        """
+        file = Path(sys.modules[cls.__module__].__file__)
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        config["custom_pipelines"] = cls.custom_pipelines()
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        return {file.name: file.read_bytes(), "config.json": text.encode(), **sentence_transformer_files(folder)}
+
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Saves model, processor and this file, so that `pipeline(..., trust_remote_code=True)` needs no package.
 
@@ -925,6 +966,36 @@ class CCRkRetrievalPipeline(Pipeline):
         custom_object_save(self, save_directory)
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+        for name, content in sentence_transformer_files(save_directory).items():
+            (Path(save_directory) / name).write_bytes(content)
+
+
+def sentence_transformer_files(folder: str | os.PathLike) -> dict[str, bytes]:
+    """What `SentenceTransformer(folder)` reads beside a model and its processor.
+
+    Files that are there stay as they are, since they may hold prompts or further modules; only the limit of tokens is
+    brought to that of the processor.
+
+    Args:
+        folder: as `save_pretrained` of model and processor left it; it is only read.
+
+    Returns:
+        Name -> content.
+    """
+
+    def saved(name: str) -> dict[str, Any]:
+        path = Path(folder) / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    limits = saved("processor_config.json").get("max_length"), saved("tokenizer_config.json").get("model_max_length")
+    limits = [limit for limit in limits if limit is not None]
+    files = {}
+    for name, content in SENTENCE_TRANSFORMER.items():
+        content = saved(name) or content
+        if name == "sentence_bert_config.json" and limits:
+            content = {**content, "max_seq_length": min(limits)}
+        files[name] = (json.dumps(content, indent=2) + "\n").encode()
+    return files
 
 
 def _is_photo(value: Any) -> bool:

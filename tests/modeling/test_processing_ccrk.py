@@ -166,7 +166,7 @@ def test_wrong_inputs(arguments, error, message, processor):
 # --- length -------------------------------------------------------------------------------------------------------
 
 
-def test_long_captions_are_cut(processor):
+def test_long_captions_are_cut(processor, monkeypatch):
     caption = "a dog in snow " * 2500
     processor.max_length = 40
     batch = processor(text=[caption, "a dog"], return_tensors="pt")
@@ -176,6 +176,18 @@ def test_long_captions_are_cut(processor):
     assert processor(text=caption, max_length=16, return_tensors="pt")["input_ids"].shape == (1, 16)
     assert len(processor(text=caption, truncation=False)["input_ids"][0]) == 10_002
     assert processor(text="a dog", padding="max_length", return_tensors="pt")["input_ids"].shape == (1, 40)
+    monkeypatch.setattr(processor.tokenizer, "model_max_length", 16)
+    assert processor(text=caption, return_tensors="pt")["input_ids"].shape == (1, 16)
+
+
+def test_the_length_of_earlier_use_is_not_that_of_a_saved_processor(processor, tmp_path):
+    caption = "a dog in snow " * 20
+    processor.max_length = 12
+    assert processor(text=caption, return_tensors="pt")["input_ids"].shape == (1, 12)
+    processor.max_length = 40
+    processor.save_pretrained(tmp_path)  # the tokenizer's file still says 12
+    again = CCRkProcessor.from_pretrained(tmp_path)
+    assert again(text=caption, return_tensors="pt")["input_ids"].shape == (1, 40)
 
 
 def authors_ids(tokenizer, text: str, max_tokens: int = 40) -> list[int]:

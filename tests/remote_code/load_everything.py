@@ -19,6 +19,7 @@ if REMOTE:
 import torch  # noqa: E402
 import transformers  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
+from sentence_transformers import SentenceTransformer  # noqa: E402
 from transformers import pipeline  # noqa: E402
 
 torch.set_num_threads(1)
@@ -63,11 +64,16 @@ def main() -> None:
             "input_ids": tokens["input_ids"],
         }
     again = transformers.AutoModelForPreTraining.from_pretrained(FOLDER, **TRUST).state_dict()
+    sentences = SentenceTransformer(FOLDER, device="cpu", **TRUST)
+    tensors["sentence_image"] = sentences.encode([str(photo) for photo in photos], convert_to_tensor=True)
+    tensors["sentence_text"] = sentences.encode(captions, convert_to_tensor=True)
     search = pipeline("ccr-retrieval", model=FOLDER, gallery=str(WORK / "photos"), device="cpu", **TRUST)
+    parts = {**loaded, "pipeline": search, "sentences": sentences[0].model}
     facts = {
-        "modules": {name: type(part).__module__ for name, part in {**loaded, "pipeline": search}.items()},
+        "modules": {name: type(part).__module__ for name, part in parts.items()},
         "weights_equal": all(torch.equal(again[name], weight) for name, weight in pretraining.state_dict().items()),
         "search": search(captions, top_k=4, rerank=3),
+        "untrusted_sentences": error_of(SentenceTransformer, FOLDER, device="cpu"),
         "broken": error_of(transformers.AutoModel.from_pretrained, str(WORK / "broken"), **TRUST),
         "broken_pretraining": error_of(
             transformers.AutoModelForPreTraining.from_pretrained, str(WORK / "broken"), **TRUST

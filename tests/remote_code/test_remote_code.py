@@ -84,6 +84,8 @@ def expected(work, pipe, tiny) -> dict[str, torch.Tensor]:
             "mlm": pipe.model.mlm_head(second.text_hidden_states),
             "pixel_values": batch["pixel_values"],
             "input_ids": batch["input_ids"],
+            "sentence_image": output.image_embeds,
+            "sentence_text": output.text_embeds,
         }
 
 
@@ -129,7 +131,8 @@ def test_missing_weight_is_an_error_that_names_it(seen, mode):
 def test_trust_is_needed_only_without_the_package(seen, mode):
     facts, _ = seen[mode]
     assert facts["trusted"] == ""
-    assert facts["untrusted"] == "" if mode == "package" else "trust_remote_code=True" in facts["untrusted"]
+    for name in ("untrusted", "untrusted_sentences"):
+        assert facts[name] == "" if mode == "package" else "trust_remote_code=True" in facts[name]
 
 
 @pytest.mark.parametrize("mode", MODES)
