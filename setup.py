@@ -108,7 +108,11 @@ setup(
     python_requires=">=3.11",
     packages=list(ROOMS),
     package_dir=ROOMS,
-    package_data={"ccrk": ["py.typed"], "ccrk.trainer": ["recipes/*.yaml"], "": ["README.md", "templates/*"]},
+    package_data={
+        "ccrk": ["py.typed"],
+        "ccrk.trainer": ["recipes/*.yaml"],
+        "": ["README.md", "requirements.txt", "templates/*"],
+    },
     include_package_data=False,
     install_requires=CORE,
     extras_require=EXTRAS,

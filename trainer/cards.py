@@ -199,7 +199,17 @@ class CardWriting:
         revision = revision if revision is not None else self.args.hub_revision
         return self._commit(plan.entries, commit_message or plan.message, token, revision, blocking)
 
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Saves as `Trainer` does, and the pipeline's file: a checkpoint can be searched with, wherever it goes."""
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir if output_dir is not None else self.args.output_dir)
+        if self.args.should_save and (folder / "config.json").is_file():  # adapters have none
+            for name, content in ccrk.CCRkRetrievalPipeline.files_beside(folder).items():
+                (folder / name).write_bytes(content)
+
     def _commit(self, entries, message: str, token: str | None, revision: str | None, blocking: bool):
+        if revision is not None:
+            HfApi(token=token).create_branch(self.hub_model_id, branch=revision, exist_ok=True)
         return HfApi(token=token).create_commit(
             repo_id=self.hub_model_id,
             operations=[CommitOperationAdd(entry.path, entry.source) for entry in entries],
