@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-min lint bench clean
+.PHONY: help setup demo test test-slow test-min test-docs docs lint bench clean
 
 help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +35,13 @@ test-slow: $(STAMP)  ## the slow tests alone
 test-min: $(STAMP)  ## the tests with the oldest dependencies that setup.py allows
 	$(BIN)/python tests/min_versions.py
 
+test-docs: $(STAMP)  ## execute every block, command line and notebook of the README and the pages, and count them
+	$(BIN)/pytest -m "slow or not slow" -s tests/docs/test_execution.py
+
+docs: $(STAMP)  ## the site, in docs/_build/html; a warning is an error
+	$(BIN)/python -m sphinx -c docs -b html -n -W --keep-going . docs/_build/html
+	@echo "open docs/_build/html/index.html"
+
 lint: $(STAMP)  ## style, formatting, and which room imports which
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -45,5 +52,5 @@ bench: $(STAMP)  ## every script in benchmarks/, one after the other
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 clean:  ## remove what these targets made, .venv included
-	rm -rf $(VENV) build dist demo_output ./*.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist demo_output docs/_build ./*.egg-info .pytest_cache .ruff_cache .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -47,6 +47,17 @@ CORE = [
 DATASETS = "datasets>=5.2.0"
 MTEB = "mteb>=2.26.24"
 RAY = "ray[data]>=2.60.0"
+# myst-nb reads pages in Markdown and notebooks, and runs these by nbclient in the kernel ipykernel
+DOCS = [
+    "furo>=2025.12.19",
+    "ipykernel>=7.4.0",
+    "myst-nb>=1.4.0",
+    "myst-parser>=5.2.0",
+    "nbclient>=0.11.0",
+    "nbformat>=5.11.1",
+    "sphinx>=9.0.4,<10",
+    "sphinx-copybutton>=0.5.2",
+]
 EXTRAS = {
     # matplotlib draws the curves of a training, tensorboard shows them while it runs
     "train": ["accelerate>=1.15.0", DATASETS, "matplotlib>=3.11.2", "peft>=0.21.2", "tensorboard>=2.21.0"],
@@ -70,10 +81,13 @@ EXTRAS = {
     "mteb": [MTEB, DATASETS],
     # a cluster; not part of "all": whoever has none would install a scheduler for nothing
     "ray": [RAY],
+    # the site; part of "dev", whose tests execute the pages
+    "docs": DOCS,
     # faiss-cpu is what search is compared with, milvus a whole server that tests start; pytrec-eval-terrier computes
     # figures from the TREC files that we write, to compare with ours; httpx2, schemathesis and playwright are clients
     # of the service: by hand, from its OpenAPI, and in a browser
     "dev": [
+        *DOCS,
         "build>=1.3.0",
         "faiss-cpu>=1.15.1",
         "httpx2>=2.16.2",

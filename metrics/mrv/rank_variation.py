@@ -169,7 +169,7 @@ def mean_rank_variance(
     With r_jk the rank of item j in language k and r_j their mean over the K languages that j has:
     std = mean over j of sqrt(mean over k of (r_jk - r_j)^2), the authors' script and the scale of the published
     tables; variance = the same without the root, as the metric's name has it; mad = mean over j of mean over k of
-    |r_jk - r_j|, as the paper's text has it. Items with fewer than two ranks have none and are left out.
+    abs(r_jk - r_j), as the paper's text has it. Items with fewer than two ranks have none and are left out.
 
     Args:
         ranks: see `rank_table`; or a mapping of direction (`text-to-image`, `image-to-text`) -> such ranks.

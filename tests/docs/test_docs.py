@@ -5,45 +5,23 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
-import importlib.util
+import importlib
 import json
 import re
 import shlex
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "examples" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
-RUN = "<!-- run -->"
-FENCE = re.compile(r"(?P<before>[^\n]*)\n```(?P<kind>\w+)\n(?P<body>.*?)\n```", re.DOTALL)
-
-
-def page_id(page: Path) -> str:
-    return page.relative_to(ROOT).as_posix()
-
-
-def blocks(page: Path, *kinds: str) -> list[tuple[str, str]]:
-    """(line before, body) of every block of these kinds."""
-    text = "\n" + page.read_text(encoding="utf-8")
-    return [(m["before"].strip(), m["body"]) for m in FENCE.finditer(text) if m["kind"] in kinds]
-
-
-def prose(page: Path) -> str:
-    return re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-
-
-def rows(page: Path) -> list[list[str]]:
-    """Cells of every table row; a bar within backticks does not occur."""
-    lines = [line for line in prose(page).splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
-
-
-def load(path: Path):
-    spec = importlib.util.spec_from_file_location(f"docs_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))
+try:
+    from docs_pages import PAGES, ROOT, RUN, blocks, load, page_id, prose, rows, told_by
+    from docs_workplace import build
+finally:
+    sys.path.remove(str(HERE))
 
 
 # --- links --------------------------------------------------------------------------------------------------------
@@ -76,16 +54,16 @@ def test_every_page_is_in_the_index_and_in_the_readme():
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_code_parses(page: Path):
-    for _, body in blocks(page, "python"):
-        ast.parse(body)
-    for _, body in blocks(page, "json"):
-        for line in body.splitlines():
+    for block in blocks(page, "python"):
+        ast.parse(block.body)
+    for block in blocks(page, "json"):
+        for line in block.body.splitlines():
             assert isinstance(json.loads(line), dict)
 
 
 def test_every_run_mark_stands_above_a_block():
     for page in PAGES:
-        marked = [before for before, _ in blocks(page, "python") if before == RUN]
+        marked = [block for block in blocks(page, "python") if block.marked]
         assert len(marked) == page.read_text(encoding="utf-8").count(RUN)
 
 
@@ -94,23 +72,22 @@ def tiny():
     return load(ROOT / "tests" / "pipelines" / "tiny.py")
 
 
+@pytest.fixture(scope="module")
+def template(tiny, tmp_path_factory) -> Path:
+    """The folder of `docs_workplace.py`, built once."""
+    folder = tmp_path_factory.mktemp("template") / "workplace"
+    folder.mkdir()
+    build(folder, tiny, ROOT)
+    return folder
+
+
 @pytest.fixture
-def workplace(tiny, tmp_path: Path, monkeypatch) -> Path:
-    """The current folder, with what the pages name: a model, photos, captions."""
-    processor = tiny.build_processor()
-    tiny.build_model(len(processor.tokenizer)).save_pretrained(tmp_path / "my-model")
-    processor.save_pretrained(tmp_path / "my-model")
-    (tmp_path / "photos").mkdir()
-    lines = []
-    for number, photo in enumerate(tiny.build_photos(8)):
-        photo.save(tmp_path / "photos" / f"{number}.png")
-        captions = {"en": ["a dog in the snow", f"photo {number}"], "de": f"Hund {number}"}
-        lines.append(json.dumps({"image": f"photos/{number}.png", "id": str(number), "captions": captions}))
-    for name in ("train", "val"):
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
+def workplace(template: Path, tmp_path: Path, monkeypatch) -> Path:
+    """A copy of it, which is the current folder."""
+    shutil.copytree(template, tmp_path / "workplace")
+    monkeypatch.chdir(tmp_path / "workplace")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    return tmp_path
+    return tmp_path / "workplace"
 
 
 RUNNING = [page for page in PAGES if RUN in page.read_text(encoding="utf-8")]
@@ -120,10 +97,14 @@ RUNNING = [page for page in PAGES if RUN in page.read_text(encoding="utf-8")]
 def test_marked_blocks_run(page: Path, workplace: Path, capsys):
     """In the order of the page and in one namespace, as a reader would."""
     namespace: dict = {"__name__": "__docs__"}
-    for number, (before, body) in enumerate(blocks(page, "python")):
-        if before == RUN:
-            exec(compile(body, f"{page_id(page)}, block {number}", "exec"), namespace)
-    assert capsys.readouterr().out
+    printed = ""
+    for number, block in enumerate(blocks(page, "python")):
+        if block.marked:
+            exec(compile(block.body, f"{page_id(page)}, block {number}", "exec"), namespace)
+            out = capsys.readouterr().out
+            printed += out
+            assert block.output is None or out.strip() == block.output.strip(), f"block {number} prints something else"
+    assert printed
 
 
 def test_the_saved_folder_of_the_readme_is_complete(tiny, tmp_path: Path):
@@ -151,18 +132,6 @@ def test_the_example_searches(workplace: Path, capsys):
 
 
 # --- commands -----------------------------------------------------------------------------------------------------
-
-
-def command_lines(page: Path) -> list[list[str]]:
-    lines = []
-    for _, body in blocks(page, "console", "bash"):
-        for line in body.replace("\\\n", " ").splitlines():
-            lines.append(shlex.split(line.removeprefix("$ "), comments=True))
-    return [line for line in lines if line]
-
-
-def told_by(name: str) -> list[tuple[Path, list[str]]]:
-    return [(page, line[1:]) for page in PAGES for line in command_lines(page) if line[0] == name]
 
 
 def test_command_lines_of_ccrk_parse(capsys):
