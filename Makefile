@@ -42,15 +42,17 @@ docs: $(STAMP)  ## the site, in docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -c docs -b html -n -W --keep-going . docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
-lint: $(STAMP)  ## style, formatting, and which room imports which
+lint: $(STAMP)  ## style, formatting, which room imports which, and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python tests/check_import_rules.py
+	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(BIN)/python tests/build_wheel.py "$$folder" && \
+	  $(BIN)/python tests/check_import_rules.py "$$folder/site" && $(BIN)/python tests/check_types.py "$$folder/site"
 
 bench: $(STAMP)  ## every script in benchmarks/, one after the other
 	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "make: benchmarks/ holds no script" >&2; exit 1; }
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
 
 clean:  ## remove what these targets made, .venv included
-	rm -rf $(VENV) build dist demo_output docs/_build ./*.egg-info .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) build dist demo_output docs/_build ./*.egg-info .pytest_cache .ruff_cache .import_linter_cache \
+	  .mypy_cache .coverage htmlcov
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

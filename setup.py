@@ -36,15 +36,15 @@ CORE = [
     "transformers>=5.24.0,<6",
     "timm>=1.0.31",
     "safetensors>=0.8.0",
-    "huggingface_hub>=2.4.0,<3",
-    "numpy>=2.4.6",
+    "huggingface_hub>=1.31.0,<3",
+    "numpy>=2.2.0",
     "pillow>=12.3.0",  # gradio, which the extra `serve` brings, takes no 13 yet
     # the XLM-R tokenizer is built from its sentencepiece file, and that takes both
-    "sentencepiece>=0.2.3",
-    "protobuf>=7.36.2",
-    "tqdm>=4.70.1",
+    "sentencepiece>=0.2.1",
+    "protobuf>=6.31.1",
+    "tqdm>=4.66.3",
 ]
-DATASETS = "datasets>=5.2.0"
+DATASETS = "datasets>=5.0.0"
 MTEB = "mteb>=2.26.24"
 RAY = "ray[data]>=2.60.0"
 # myst-nb reads pages in Markdown and notebooks, and runs these by nbclient in the kernel ipykernel
@@ -60,18 +60,18 @@ DOCS = [
 ]
 EXTRAS = {
     # matplotlib draws the curves of a training, tensorboard shows them while it runs
-    "train": ["accelerate>=1.15.0", DATASETS, "matplotlib>=3.11.2", "peft>=0.21.2", "tensorboard>=2.21.0"],
-    "evaluate": ["evaluate>=0.4.6,<0.5", DATASETS, "scipy>=1.17.1"],
+    "train": ["accelerate>=1.10.0", DATASETS, "matplotlib>=3.10.0", "peft>=0.21.2", "tensorboard>=2.20.0"],
+    "evaluate": ["evaluate>=0.4.6,<0.5", DATASETS, "scipy>=1.15.0"],
     # gradio makes the page; python-multipart reads photos that are sent
     "serve": [
         "fastapi>=0.165.0",
         "gradio>=6.31.0,<7",
-        "prometheus-client>=0.26.0",
+        "prometheus-client>=0.22.0",
         "python-multipart>=0.0.34",
-        "uvicorn>=0.54.0",
+        "uvicorn>=0.40.0",
     ],
     # indexes on disk and on a server; Milvus Lite is Milvus in a file, and brings faiss
-    "lance": ["filelock>=4.3.1", "lancedb>=0.40.0", "pyarrow>=26.0.1"],
+    "lance": ["filelock>=3.20.3", "lancedb>=0.40.0", "pyarrow>=26.0.1"],
     "milvus": ["milvus-lite>=3.2.2", "pymilvus>=3.0.2"],
     # encoders as ONNX files: exported by transformers, run by onnxruntime
     "onnx": ["onnx>=1.23.2", "onnxruntime>=1.32.0", "onnxscript>=0.7.2"],
@@ -88,19 +88,23 @@ EXTRAS = {
     # of the service: by hand, from its OpenAPI, and in a browser
     "dev": [
         *DOCS,
-        "build>=1.3.0",
+        "build>=1.6.1",
+        "check-jsonschema>=0.39.0",
         "faiss-cpu>=1.15.1",
         "httpx2>=2.16.2",
         "import-linter>=2.17",
         "milvus>=2.3.5; platform_system == 'Linux'",
         MTEB,
+        "mypy>=2.4.1",
         "playwright>=1.65.2",
         "pytest>=9.2.0",
+        "pytest-cov>=7.1.0",
         "pytrec-eval-terrier>=0.5.11",
         RAY,
         "ruff>=0.17.6",
         "schemathesis>=4.32.5",
-        "setuptools>=77",
+        "setuptools>=78.1.1",
+        "twine>=7.0.0",
     ],
 }
 # everything a user can switch on; the tools of the developers stay apart

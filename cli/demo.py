@@ -6,6 +6,7 @@ import argparse
 import json
 import resource
 from pathlib import Path
+from typing import Any
 
 NAME = "demo"
 HELP = """Train a small CCRk from scratch and search with it, in about ten minutes of processor time.
@@ -53,7 +54,7 @@ LANGUAGE_NAMES = {
 }
 
 
-def run_demo(plan, folder: str | Path) -> dict:
+def run_demo(plan: Any, folder: str | Path) -> dict:
     """Trains, saves, evaluates, and writes `search.html` and `evaluation.json` into a folder.
 
     Returns:
@@ -75,7 +76,7 @@ def run_demo(plan, folder: str | Path) -> dict:
     print(f"training on {plan.steps * plan.batch_size} drawn scenes with captions in {len(LANGUAGES)} languages")
     model, processor = train(plan, folder)
     CCRkRetrievalPipeline(model=model, processor=processor).save_pretrained(folder)
-    reports = {}
+    reports: dict[str, Any] = {}
     for name, rows in zip(("held-out pairs", "hard: with twins"), galleries(plan), strict=True):
         near = count_near_duplicates(rows.scenes)
         print(f"\n{name}: {rows.described} scenes asked for among {len(rows)}, {near} pairs differ in one attribute")
@@ -92,7 +93,7 @@ def run_demo(plan, folder: str | Path) -> dict:
     return reports
 
 
-def write_page(path: Path, model, processor, rows, reports: dict) -> Path:
+def write_page(path: Path, model: Any, processor: Any, rows: Any, reports: dict) -> Path:
     """One query in ten languages against the hard gallery, side by side, with the figures below."""
     from ccrk.data.scene_captions import LANGUAGES, describe
     from ccrk.evaluation.search_page import write_search_page

@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 import ccrk
 
@@ -47,7 +48,7 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """
     parser = argparse.ArgumentParser(prog="ccrk", description="Cross-lingual cross-modal retrieval.")
     parser.add_argument("--version", action="version", version=f"ccrk {ccrk.__version__}")
-    debug = {"action": "store_true", "help": "show the full traceback of an error"}
+    debug: dict[str, Any] = {"action": "store_true", "help": "show the full traceback of an error"}
     parser.add_argument("--debug", **debug, default=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, summary in COMMANDS.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ccrk.trainer.options import FIELDS, GROUPS, KINDS, default_of, flag
 
@@ -28,12 +30,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         _add(groups[one.metadata["group"]], name, one.metadata)
 
 
-def _add(group, name: str, meta) -> None:
+def _add(group: Any, name: str, meta: Mapping[str, Any]) -> None:
     default, text = default_of(name), meta["help"]
     if default not in (None, "", False, {}) and "(default" not in text:
         shown = " ".join(f"{part:g}" for part in default) if isinstance(default, list) else default
         text += f" (default: {'yes' if default is True else shown})"
-    words = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+    words: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
     flags = (flag(name), *meta.get("flags", ()))
     if meta["kind"] == "switch":
         group.add_argument(*flags, action=argparse.BooleanOptionalAction, **words)
@@ -49,10 +51,10 @@ def _add(group, name: str, meta) -> None:
     group.add_argument(*flags, type=_reader(KINDS.get(meta["kind"], str)), **words)
 
 
-def _reader(kind):
+def _reader(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     """A function for `argparse` that keeps the words of an error."""
 
-    def read(text: str):
+    def read(text: str) -> Any:
         try:
             return kind(text)
         except ValueError as error:

@@ -260,7 +260,7 @@ def load_augmented(
     return _carry_out(picture, drawn, rules)
 
 
-def _reduce_box(box, full: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+def _reduce_box(box: Sequence[float], full: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
     """A box of the photo in pixels of the reduced picture."""
     spans = []
     for side in (0, 1):

@@ -237,7 +237,7 @@ class _WitImages:
 
     def __init__(self, root: Path, names: Any, check: bool, joiner: RowJoiner):
         self.folder, self.joiner, self.check = ImageFolder(root, check), joiner, check
-        self.names = read_json(names) if isinstance(names, (str, os.PathLike)) else (names or {})
+        self.names = read_json(Path(names)) if isinstance(names, (str, os.PathLike)) else (names or {})
         if not isinstance(self.names, Mapping):
             raise ValueError(f"'{names}' holds no object of URL -> file name")
         self.stems: dict[str, str] | None = None

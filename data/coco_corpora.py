@@ -142,8 +142,9 @@ def read_coco_captions(
     annotations = _objects(data, "annotations", path)
     listed = _objects(data, "images", path) if "images" in data else []
     names = {str(item.get("id")): item.get("file_name") for item in listed}
-    named = isinstance(split, (str, os.PathLike))
-    wanted = None if split is None else set(image_ids_of_list(split)) if named else set(split)
+    if isinstance(split, (str, os.PathLike)):
+        split = image_ids_of_list(Path(split))
+    wanted = None if split is None else set(split)
     for place, item in enumerate(annotations):
         image_id = str(item.get("image_id", ""))
         if not image_id.isdecimal() and image_id not in names:

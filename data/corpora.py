@@ -37,11 +37,11 @@ def _read_hub(
     from ccrk.data.references import ImageFolder
 
     name = str(source) if isinstance(source, (str, os.PathLike)) else "the data set"
-    dataset = load_hub_dataset(source, split) if isinstance(source, (str, os.PathLike)) else source
+    dataset = load_hub_dataset(os.fspath(source), split) if isinstance(source, (str, os.PathLike)) else source
     if not hasattr(dataset, "select_columns") or not hasattr(dataset, "__len__"):
         raise ValueError(f"a {type(dataset).__name__} cannot be indexed; stream_corpus reads it")
     folder = ImageFolder(images, check_images) if images is not None else None
-    options = {"languages": languages, "language": language, "columns": columns, "folder": folder}
+    options: dict[str, Any] = {"languages": languages, "language": language, "columns": columns, "folder": folder}
     return read_hub_dataset(dataset, name=name, **options)
 
 
@@ -154,7 +154,7 @@ def stream_corpus(
     """
     format = _known(format or detect_format(source), STREAMS, "stream_corpus")
     paths = {"images": images, "check_images": check_images or None}
-    own = {
+    own: dict[str, dict[str, Any]] = {
         "ccrk": {**paths, "sources": sources or None},
         "pretraining": paths,
         "webdataset": {"language": language},
@@ -164,7 +164,7 @@ def stream_corpus(
         if option not in own[format]:
             known = ", ".join(own[format])
             raise ValueError(f"a stream of the format '{format}' has no option '{option}'; it has {known}")
-    order = {"seed": seed, "shuffle": shuffle, "name": f"'{source}'"}
+    order: dict[str, Any] = {"seed": seed, "shuffle": shuffle, "name": f"'{source}'"}
     if buffer_size is not None:
         order["buffer_size"] = buffer_size
     if format == "datasets":
@@ -172,7 +172,7 @@ def stream_corpus(
     suffix = {"ccrk": ".jsonl", "webdataset": ".tar"}.get(format, "")
     parts = partial(list_files, source, suffix)
     parts()  # what is not there is told now
-    by_path = {"images": images, "languages": languages, "check_images": check_images}
+    by_path: dict[str, Any] = {"images": images, "languages": languages, "check_images": check_images}
     read = {
         "ccrk": partial(iter_captions, **by_path, sources=sources, strict=False),
         "pretraining": partial(iter_pretraining, **by_path),
@@ -185,7 +185,9 @@ def _stream_hub(source: Any, split: str | None, reading: dict[str, Any], order: 
     from ccrk.data.hub_datasets import iter_hub_shard, load_hub_dataset, undecoded_stream
 
     name = str(source) if isinstance(source, (str, os.PathLike)) else "the data set"
-    dataset = load_hub_dataset(source, split, streaming=True) if isinstance(source, (str, os.PathLike)) else source
+    dataset = source
+    if isinstance(source, (str, os.PathLike)):
+        dataset = load_hub_dataset(os.fspath(source), split, streaming=True)
     if hasattr(dataset, "to_iterable_dataset"):
         dataset = dataset.to_iterable_dataset()
     read = partial(iter_hub_shard, dataset=undecoded_stream(dataset), name=name, **reading)
@@ -218,7 +220,7 @@ def detect_format(source: Any) -> str:
             raise FileNotFoundError(
                 f"there is no file or folder '{source}' (a data set of the Hub is read with format=\"datasets\")"
             )
-        return detect_format(list_files(source)[0])
+        return detect_format(list_files(os.fspath(source))[0])
     found = _folder_format(path) if path.is_dir() else _file_format(path)
     if found is None:
         raise ValueError(f"it cannot be seen which format '{source}' has; format= names it: {', '.join(READERS)}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import datasets
 
 
-def load_hub_dataset(name: str | Path, split: str | None = None, streaming: bool = False):
+def load_hub_dataset(name: str | Path, split: str | None = None, streaming: bool = False) -> Any:
     """A data set by its name on the Hub, or from a folder written by `save_to_disk`.
 
     Args:
@@ -76,7 +76,7 @@ def _is_heavy(feature: Any) -> bool:
     return isinstance(feature, datasets.Value) and "binary" in feature.dtype
 
 
-def _undecoded(dataset):
+def _undecoded(dataset: Any) -> Any:
     """The data set, with images as `{"bytes", "path"}` and without a format."""
     import datasets
 

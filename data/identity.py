@@ -27,7 +27,7 @@ def image_identity(image: Any) -> bytes:
     if is_dataclass(image) and isinstance(path, (str, os.PathLike)):
         return f"{image!r} {_stamp(path)}".encode()  # a part of a file
     try:
-        if hasattr(image, "read"):
+        if image is not None and hasattr(image, "read"):
             data = image.read()
             if hasattr(image, "seek"):
                 image.seek(0)

@@ -12,7 +12,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import PIL.ExifTags
@@ -77,7 +77,7 @@ class BrokenImageError(ValueError):
         self.cause = cause
         self.detail = detail
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return type(self), (str(self), self.cause, self.detail)
 
 
@@ -141,7 +141,7 @@ def load_reduced(
         return _finish(_open(data, name), data, name, max_pixels, choose, own=True)
 
 
-def _finish(image, data: bytes, name: str, max_pixels: int | None, choose, own: bool):
+def _finish(image: Any, data: bytes, name: str, max_pixels: int | None, choose: Any, own: bool) -> Any:
     """Checks the size, decodes, turns and converts."""
     width, height = image.size
     if not width or not height:
@@ -282,7 +282,7 @@ def _ends_early(data: bytes) -> bool:
     if data.startswith(b"BM"):
         return len(data) < 26 or int.from_bytes(data[2:6], "little") > len(data)
     if data.startswith((b"II*\0", b"MM\0*")):
-        order = "little" if data[:1] == b"I" else "big"
+        order: Literal["little", "big"] = "little" if data[:1] == b"I" else "big"
         directory = int.from_bytes(data[4:8], order)
         entries = int.from_bytes(data[directory : directory + 2], order)
         return directory + 2 + 12 * entries > len(data)

@@ -491,7 +491,8 @@ def variants(scene: Scene, language: str) -> list[str]:
     if scene.relation is None:
         return list(dict.fromkeys(_capitalised(frame.format(a=forms[0])) for frame in grammar.one))
     captions: dict[str, None] = {}
-    for a, b, relation in ((*forms, scene.relation), (*forms[::-1], INVERSE[scene.relation])):
+    first, second = forms
+    for a, b, relation in ((first, second, scene.relation), (second, first, INVERSE[scene.relation])):
         rel, here = grammar.places[relation]
         words = {"a": a, "b": b, "rel": rel.format(b=b), "here": here, "there": grammar.places[INVERSE[relation]][1]}
         captions.update(dict.fromkeys(_capitalised(frame.format(**words)) for frame in grammar.two))

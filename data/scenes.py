@@ -16,6 +16,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, product
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -190,7 +191,7 @@ def _neighbours(scene: Scene) -> dict[str, list[Scene]]:
     """All scenes that differ from `scene` in exactly one attribute, by kind (see `count_near_duplicates`)."""
     groups, relation = scene.groups, scene.relation
     found: dict[str, list[Scene]] = {}
-    if len(groups) == 2:
+    if relation is not None:
         one, two = groups
         found["swap"] = [
             Scene((Group(one.shape, two.color, one.count), Group(two.shape, one.color, two.count)), relation)
@@ -207,7 +208,12 @@ def _neighbours(scene: Scene) -> dict[str, list[Scene]]:
                 taken |= {getattr(other, kind) for other in groups}
             for value in values:
                 if value not in taken:
-                    fields = {"shape": group.shape, "color": group.color, "count": group.count, kind: value}
+                    fields: dict[str, Any] = {
+                        "shape": group.shape,
+                        "color": group.color,
+                        "count": group.count,
+                        kind: value,
+                    }
                     changed = groups[:position] + (Group(**fields),) + groups[position + 1 :]
                     found[kind].append(Scene(changed, relation))
     return found
@@ -346,7 +352,8 @@ def _outlines() -> dict[str, np.ndarray]:
 def _rgb(hue: float, saturation: float, value: float) -> tuple[int, int, int]:
     """RGB in 0..255 of a hue in degrees and saturation and value, both cut to 0..1."""
     channels = colorsys.hsv_to_rgb(hue % 360 / 360, min(max(saturation, 0.0), 1.0), min(max(value, 0.0), 1.0))
-    return tuple(round(255 * channel) for channel in channels)
+    red, green, blue = (round(255 * channel) for channel in channels)
+    return red, green, blue
 
 
 def _background(pixels: int, rng: random.Random) -> Image.Image:
@@ -356,7 +363,8 @@ def _background(pixels: int, rng: random.Random) -> Image.Image:
     corners[:] = _rgb(hue, rng.uniform(0.0, 0.09), rng.uniform(0.94, 1.0))
     if rng.random() < 0.7:
         end = _rgb(hue + rng.uniform(-60, 60), rng.uniform(0.02, 0.12), rng.uniform(0.90, 0.98))
-        corners[rng.choice([(1, 1), (1, slice(None)), (slice(None), 1), (0, 1)])] = end
+        parts: list[Any] = [(1, 1), (1, slice(None)), (slice(None), 1), (0, 1)]
+        corners[rng.choice(parts)] = end
     # The box runs from pixel centre to pixel centre: the gradient spans the whole picture.
     return Image.fromarray(corners).resize((pixels, pixels), Image.Resampling.BILINEAR, box=(0.5, 0.5, 1.5, 1.5))
 

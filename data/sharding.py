@@ -135,7 +135,7 @@ class EpochRows(Dataset):
         dataset: anything with `__getitem__` and `__len__` whose rows are dicts, a `datasets.Dataset` among them.
     """
 
-    def __init__(self, dataset):
+    def __init__(self, dataset: Any):
         self.dataset = dataset
 
     def __len__(self) -> int:
@@ -174,7 +174,7 @@ class RowBatch(list):
         super().__init__(rows)
         self.epoch, self.number, self.last, self.skipped = epoch, number, last, skipped
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return RowBatch, (list(self), self.epoch, self.number, self.last, self.skipped)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,7 +107,7 @@ def plan_columns(
     image = find("image", IMAGE_NAMES)
     if image is None:
         raise ValueError(f"{has}, none of which is the image by its name; columns={{'image': ...}} names it")
-    plan = {"image": image, "image_id": find("image_id", ID_NAMES)}
+    plan: dict[str, Any] = {"image": image, "image_id": find("image_id", ID_NAMES)}
     told = {m["language"]: column for role, column in roles.items() if (m := _CAPTION_ROLE.fullmatch(role))}
     if told:
         return ColumnPlan(**plan, by_language=told)
@@ -171,7 +171,7 @@ def read_table(
     if suffix == ".parquet":
         from ccrk.data.hub_datasets import read_hub_dataset, table_of_parquet  # needs `datasets`, as nothing else here
 
-        options = {"languages": languages, "language": language, "columns": columns, "folder": folder}
+        options: dict[str, Any] = dict(languages=languages, language=language, columns=columns, folder=folder)
         return read_hub_dataset(table_of_parquet(path), name=str(path), **options)
     if suffix not in (".csv", ".tsv", ".jsonl", ".ndjson"):
         raise ValueError(f"'{path}' is no table by its name; .csv, .tsv, .jsonl and .parquet are read")
@@ -187,7 +187,9 @@ def read_table(
     return joiner.dataset(path)
 
 
-def add_record(joiner: RowJoiner, plan: ColumnPlan, record: Mapping[str, Any], where: str, find) -> None:
+def add_record(
+    joiner: RowJoiner, plan: ColumnPlan, record: Mapping[str, Any], where: str, find: Callable[..., Any]
+) -> None:
     """Adds a record to the rows; one without an image is counted.
 
     Args:

@@ -47,7 +47,7 @@ def read_tars(
         ValueError: if a file is no uncompressed tar or is cut off, its first record is not of this form or has a
             caption without language (later ones are counted), or nothing is left.
     """
-    report, rows = SkipReport(), []
+    report, rows = SkipReport(), list[Row]()
     for path in list_files(pattern, ".tar"):
         rows += iter_tar(path, report, languages=languages, language=language)
     return checked(CaptionDataset(rows, report), pattern, languages)
@@ -83,7 +83,7 @@ def iter_tar(
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """The files of a tar; the list that tarfile keeps of them is emptied, as a tar may have millions."""
     for member in tar:
-        tar.members = []
+        tar.members = []  # type: ignore[attr-defined]  # the stubs know it only as getmembers()
         if member.isfile() and not member.issparse() and not os.path.basename(member.name).startswith("."):
             yield member
 
@@ -107,7 +107,9 @@ def _tar_row(
     first: bool,
 ) -> Row | None:
     where = f"{path}, '{key}'"
-    image, texts, record = None, [], {}
+    image: TarMember | None = None
+    texts: list[dict[str, Any]] = []
+    record: dict[str, Any] | None = {}
     for member in members:
         if member.offset_data + member.size > size:
             raise tarfile.ReadError(f"'{member.name}' goes on behind its end")
@@ -117,7 +119,7 @@ def _tar_row(
         elif suffix == "json":
             record = _json(tar, member)
         elif suffix == "txt" or (suffix.endswith(".txt") and LANGUAGE.fullmatch(suffix[:-4])):
-            text = tar.extractfile(member).read().decode("utf-8", errors="replace").strip()
+            text = _content(tar, member).decode("utf-8", errors="replace").strip()
             texts.append({"language": suffix[:-4] or language, "text": text})
         else:
             report.add(UNUSED, f"{path}, '{member.name}'")
@@ -140,10 +142,17 @@ def _tar_row(
     return {"image": image, "image_id": image_id, "captions": captions, **passing(record, "id", "caption")}
 
 
+def _content(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    stream = tar.extractfile(member)
+    if stream is None:
+        raise tarfile.ReadError(f"'{member.name}' is no file")
+    return stream.read()
+
+
 def _json(tar: tarfile.TarFile, member: tarfile.TarInfo) -> dict[str, Any] | None:
     """The object of a JSON file; `None` for something else."""
     try:
-        record = json.loads(tar.extractfile(member).read())
+        record = json.loads(_content(tar, member))
     except (json.JSONDecodeError, UnicodeDecodeError):
         return None
     return record if isinstance(record, dict) else None

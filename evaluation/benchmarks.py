@@ -221,11 +221,11 @@ def load_benchmark(
     if captions is None and images is None:
         raise ValueError(f"{name}: neither captions nor images names a folder")
     _check_options(spec, languages, year, fold, names)
-    captions = Path(images if captions is None else captions)
-    loader = _Loader(spec, captions, Path(captions if images is None else images), check, check_images, names)
+    folders = [Path(one) for one in (captions, images) if one is not None]
+    loader = _Loader(spec, folders[0], folders[-1], check, check_images, names)
     parts: list[Part] = []
     groups = {}
-    for group in _groups(spec, year, captions):
+    for group in _groups(spec, year, folders[0]):
         split = spec.splits[group]
         wanted = loader.languages(split, languages)
         if spec.joined:
@@ -459,7 +459,7 @@ def _folds(dataset: CaptionDataset, tag: str, count: int, wanted: int | None) ->
     size = len(dataset) // count
     for row in dataset.rows[count * size :]:
         dataset.skipped.add(OUTSIDE_FOLDS, row["image_id"])
-    parts = []
+    parts: list[Any] = []
     for number in range(1, count + 1) if wanted is None else [wanted]:
         rows = dataset.rows[(number - 1) * size : number * size]
         report = SkipReport() if parts else dataset.skipped

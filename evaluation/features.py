@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -224,9 +225,7 @@ def _encode_images(model, processor, dataset, share: Share, options: dict) -> tu
     numbers = share.mine(range(len(batches)))
     for number in tqdm(numbers, desc="images", disable=not options["progress"]):
         piece, computed = f"images-{number:06d}", len(reader.broken)
-        found = _cached(
-            options["cache"], piece, lambda number=number: _image_batch(model, reader, batches[number], options)
-        )
+        found = _cached(options["cache"], piece, partial(_image_batch, model, reader, batches[number], options))
         if found is None:
             break
         tensors, notes = found
@@ -258,7 +257,8 @@ def _text_batch(model, processor, texts: list[str], options: dict) -> tuple[dict
     """A batch of texts as tensors, `embeds` and, for re-ranking, `states` without padding, with their lengths."""
     batch = processor(text=texts, return_tensors="pt", padding=True).to(model.device)
     output = model.retriever.get_text_features(batch["input_ids"], batch["attention_mask"])
-    tensors, notes = {"embeds": output.pooler_output.float()}, {"lengths": []}
+    notes: dict[str, list] = {"lengths": []}
+    tensors = {"embeds": output.pooler_output.float()}
     if options["states"]:
         mask = batch["attention_mask"].bool()
         notes["lengths"] = mask.sum(1).tolist()
@@ -354,7 +354,7 @@ def encode(
         OSError: if an image file is not there, or the disk is full.
     """
     share = share or Share(device=model.device)
-    options = {
+    options: dict[str, Any] = {
         "languages": None if languages is None else list(languages),
         "states": states,
         "batch_size": batch_size,
@@ -373,7 +373,8 @@ def encode(
     features.skipped["captions"] = sum(map(len, captions.values())) - sum(map(len, kept.values()))
     captions = _complete(kept, languages, f" once {len(gone)} images that cannot be read are left out")
     features.image_groups = groups[features.image_rows]
-    pairs, start = [], 0
+    pairs: list[tuple[int, str]] = []
+    start = 0
     for language, of_language in captions.items():
         features.languages[language] = slice(start, start + len(of_language))
         start += len(of_language)

@@ -128,14 +128,18 @@ def read_parts(options: EvaluationOptions) -> tuple[list[tuple[str, CaptionDatas
         OSError, ValueError: of the readers.
     """
     if options.benchmark:
-        chosen = {"languages": options.languages, "allow_missing": options.allow_missing, "check": options.check}
+        chosen: dict[str, Any] = {
+            "languages": options.languages,
+            "allow_missing": options.allow_missing,
+            "check": options.check,
+        }
         if options.year:
             chosen["year"] = options.year[0] if len(options.year) == 1 else options.year
         if options.fold:
             chosen["fold"] = options.fold
         benchmark = load_benchmark(options.benchmark, options.captions, options.images, **chosen)
         return [(label, dataset) for label, dataset in benchmark.parts], benchmark
-    given = {"format": options.format, "split": options.split, "images": options.images}
+    given: dict[str, Any] = {"format": options.format, "split": options.split, "images": options.images}
     given |= {"languages": options.languages, "sources": options.source, "language": options.language}
     given = {name: value for name, value in given.items() if value is not None}
     corpora = [read_corpus(source, **given) for source in options.data]

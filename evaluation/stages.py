@@ -64,7 +64,7 @@ class FirstStage:
         result: dict[str, Any] = {"items": items, "consistency": None}
         if len(found) > 1 and everywhere:
             page = min(PAGE, lists.shape[1])
-            together = {tag: [found[tag][i] for i in everywhere] for tag in found}
+            together: dict[str, list] = {tag: [found[tag][i] for i in everywhere] for tag in found}
             result["consistency"] = consistency(together, len(features.image_embeds), k=page)
         result["prevalence"] = self._prevalence() if len(found) > 1 else None
         return result
@@ -164,7 +164,8 @@ def describe(features: RetrievalFeatures, dataset, first: dict[str, np.ndarray])
     """Ids, paths (None for images that are no files) and first captions of all images."""
     if "image" in (getattr(dataset, "column_names", None) or ()):
         dataset = dataset.remove_columns("image")  # or every photo would be decoded
-    ids, paths, captions = [], [], {tag: [] for tag in first}
+    captions: dict[str, list] = {tag: [] for tag in first}
+    ids, paths = [], []
     for row in features.image_rows:
         record = dataset[int(row)]
         image, identity = record.get("image"), record.get("image_id")

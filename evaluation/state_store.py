@@ -6,6 +6,7 @@ import os
 import tempfile
 from array import array
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -27,7 +28,8 @@ class StateStore:
 
     def __init__(self, scratch: str | os.PathLike | None = None, in_memory: int = IN_MEMORY):
         self.scratch = scratch
-        self._file = tempfile.SpooledTemporaryFile(max_size=in_memory, dir=scratch)  # noqa: SIM115 (see close)
+        folder = None if scratch is None else os.fspath(scratch)
+        self._file = tempfile.SpooledTemporaryFile(max_size=in_memory, dir=folder)  # noqa: SIM115 (see close)
         self._ends = array("q", [0])
         self._width = 0
         self._dtype = torch.float32
@@ -81,7 +83,7 @@ class ShardStates:
 
     def __init__(self):
         self._places: list[tuple[Path, int, int]] = []
-        self._open: tuple[Path, object] | None = None
+        self._open: tuple[Path, Any] | None = None
 
     def __len__(self) -> int:
         return len(self._places)

@@ -13,6 +13,7 @@ import math
 import os
 import re
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,8 +36,7 @@ def _check_ids(ids: Sequence[str], what: str) -> None:
     for name in ids:
         _check_word(name, f"the {what} id")
     if len(set(ids)) < len(ids):
-        seen: set[str] = set()
-        twice = next(name for name in ids if name in seen or seen.add(name))
+        twice = next(name for name, times in Counter(ids).items() if times > 1)
         raise ValueError(f"the {what} id {twice!r} occurs twice, but ids in a TREC file must be distinct")
 
 
@@ -159,7 +159,7 @@ def _entries(
             raise ValueError(f"the list of query {query!r} has item {wrong[0]}, but there are {len(item_ids)} items")
         if len(set(row)) < len(row):
             raise ValueError(f"the list of query {query!r} names an item twice")
-        of_row = -np.arange(1, len(row) + 1) if scores is None else scores[number]
+        of_row = [-float(place) for place in range(1, len(row) + 1)] if scores is None else scores[number]
         if len(of_row) != len(row):
             raise ValueError(f"the list of query {query!r} has {len(row)} items, but {len(of_row)} scores")
         try:
@@ -284,7 +284,7 @@ _NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 @contextmanager
-def _writing(path: str | os.PathLike) -> Iterator[Callable[[str], None]]:
+def _writing(path: str | os.PathLike) -> Iterator[Callable[[str], int]]:
     """Gives a function that writes text; the file is there once all is written, and otherwise as it was."""
     path = Path(path)
     part = path.with_name(path.name + ".part")

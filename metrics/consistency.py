@@ -70,7 +70,7 @@ def rank_correlation(first: Sequence[Sequence], second: Sequence[Sequence], cand
     return result
 
 
-def _check_lists(first, second) -> None:
+def _check_lists(first: Sequence, second: Sequence) -> None:
     if len(first) != len(second):
         raise ValueError(f"there are {len(first)} queries in one language and {len(second)} in the other")
 
@@ -108,7 +108,7 @@ def agreement(lists: Mapping[str, Sequence[Sequence]], k: int) -> tuple[list[str
     for row, one in enumerate(tags):
         for column, other in enumerate(tags[:row]):
             both = [(a, b) for a, b in zip(lists[one], lists[other], strict=True) if a is not None and b is not None]
-            value = float(top_overlap(*zip(*both, strict=True), k).mean()) if both else np.nan
+            value = float(top_overlap([a for a, _ in both], [b for _, b in both], k).mean()) if both else np.nan
             matrix[row, column] = matrix[column, row] = value
     return tags, matrix
 
@@ -131,7 +131,7 @@ def language_gap(figures: Mapping[str, float], reference: str | None = None) -> 
         raise ValueError("there are no figures to compare")
     if reference is None and "en" in figures:
         reference = "en"
-    worst, best = min(figures, key=figures.get), max(figures, key=figures.get)
+    worst, best = min(figures, key=figures.__getitem__), max(figures, key=figures.__getitem__)
     values = list(figures.values())
     result = {"worst": worst, "best": best, "gap": figures[best] - figures[worst], "spread": float(np.std(values))}
     if reference is not None:

@@ -94,7 +94,7 @@ def _bridge(table: np.ndarray, tags: list[str]) -> str | None:
     rows = ~np.isnan(hits[:, tags.index(english)]) & (~np.isnan(hits[:, others])).any(1)
     if rows.sum() < MIN_ITEMS:
         return None
-    of_english, rest = hits[rows, tags.index(english)], hits[np.ix_(rows, others)]
+    of_english, rest = hits[rows, tags.index(english)], hits[rows][:, others]
     of_rest = np.nanmean(rest, axis=1)
     lead, low, high = interval(of_english - of_rest, resamples=RESAMPLES)
     # means over the photos that have both, so that a language with few captions is not favoured by which they are

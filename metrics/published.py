@@ -17,7 +17,7 @@ SOURCE = "Table 1 of the CCRk paper (KDD 2024)"
 
 _ENGLISH = "fine-tuned on English only"
 
-XFLICKRCO = {
+XFLICKRCO: dict[str, Any] = {
     "images": 2000,
     "languages": ("de", "en", "es", "id", "ja", "ru", "tr", "zh"),
     "mrv_languages": ("en", "de", "ja", "zh"),
@@ -49,7 +49,7 @@ XFLICKRCO = {
 
 _SINGLE = "fine-tuned on each language"
 
-MULTI30K = {
+MULTI30K: dict[str, Any] = {
     "images": 1000,
     "languages": ("en", "de", "fr", "cs"),
     "mrv_languages": ("en", "de", "fr", "cs"),

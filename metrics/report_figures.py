@@ -64,7 +64,8 @@ def check_results(results: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> l
     given = [results] if isinstance(results, Mapping) else list(results)
     if not given:
         raise ValueError("there is no result to report (expected what an evaluation returns, or a list of that)")
-    checked, names = [], Counter()
+    checked: list[Any] = []
+    names: Counter[str] = Counter()
     for number, result in enumerate(given, 1):
         if not isinstance(result, Mapping):
             raise ValueError(f"result {number} is a {type(result).__name__} (expected the dict of an evaluation)")
@@ -287,7 +288,7 @@ def _agreement_summary(result: Mapping) -> dict | None:
     pairs = {pair: value for pair, value in pairs.items() if value is not None}
     if not pairs:
         return None
-    closest, furthest = max(pairs, key=pairs.get), min(pairs, key=pairs.get)
+    closest, furthest = max(pairs, key=pairs.__getitem__), min(pairs, key=pairs.__getitem__)
     ends = {"closest": [*closest, pairs[closest]], "furthest": [*furthest, pairs[furthest]]}
     beside = {key: given.get(key) for key in ("reference", "overlap", "correlation")}
     return {"k": given.get("k", 10), "mean": given["agreement"], **ends, "languages": tags, "matrix": matrix, **beside}
@@ -392,10 +393,10 @@ def mrv_of_any(table: np.ndarray, size: int, seed: int = 0) -> float:
     if comb(count, size) <= SETS:
         sets = list(combinations(range(count), size))
     else:
-        generator, sets = np.random.default_rng(seed), set()
-        while len(sets) < SETS:
-            sets.add(tuple(sorted(generator.choice(count, size, replace=False).tolist())))
-        sets = sorted(sets)
+        generator, drawn = np.random.default_rng(seed), set[tuple[int, ...]]()
+        while len(drawn) < SETS:
+            drawn.add(tuple(sorted(generator.choice(count, size, replace=False).tolist())))
+        sets = sorted(drawn)
     return float(np.mean([table[:, columns].std(1).mean() for columns in sets]))
 
 

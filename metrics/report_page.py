@@ -329,7 +329,7 @@ def _item(row: Mapping, result: Mapping, thumbnails: Thumbnails | None) -> str:
     items, place = result["items"], row["row"]
     ranks = {tag: rank for tag, rank in row["ranks"].items() if rank is not None}
     lines = []
-    for tag in sorted(ranks, key=ranks.get):
+    for tag in sorted(ranks, key=ranks.__getitem__):
         text = ((items.get("texts") or {}).get(tag) or [None] * (place + 1))[place]
         caption = f'<p class="caption" lang="{escape(tag)}" dir="auto">{escape(text)}</p>' if text else ""
         found = ((items.get("found") or {}).get(tag) or [None] * (place + 1))[place]

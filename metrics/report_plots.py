@@ -53,7 +53,7 @@ def recall_bars(recalls: Sequence[dict]) -> str:
             for number, recall in enumerate(recalls)
             if tag in recall["languages"]
         )
-        worst = bool(alone) and tag == alone["worst"] and alone["gap"] > 0
+        worst = alone is not None and tag == alone["worst"] and alone["gap"] > 0
         mark = '<span class="note">worst</span>' if worst else ""
         rows.append(
             f'<div class="bar-row{" worst" if worst else ""}"><div class="bar-name">{tagged(tag)}{mark}</div>'
@@ -67,7 +67,7 @@ def _track(figures: dict, color: int, band: str) -> str:
     marks, ends = "", ""
     if figures.get("plain") is not None:
         marks += f'<i class="before" style="left:{100 * figures["plain"]:.2f}%"></i>'
-    if low is not None:
+    if low is not None and high is not None:
         marks += f'<i class="whisker" style="left:{100 * low:.2f}%;width:{100 * (high - low):.2f}%"></i>'
         ends = f"<small>{percent(low)}–{percent(high)}</small>"
     return (

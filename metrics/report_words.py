@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from ccrk.metrics.report_figures import language_name
 from ccrk.metrics.report_plots import percent
@@ -180,7 +181,7 @@ def settings(model: Mapping) -> dict[str, str]:
     return {key: _setting(value) for key, value in facts.items()}
 
 
-def _setting(value) -> str:
+def _setting(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

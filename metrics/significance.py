@@ -15,7 +15,7 @@ BATCH = 256
 
 
 def interval(
-    values: Sequence[float], *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+    values: Sequence[float] | np.ndarray, *, confidence: float = 0.95, resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float, float]:
     """Mean of the values and its percentile bootstrap interval.
 
@@ -37,14 +37,22 @@ def interval(
     mean = float(values.mean())
     if np.ptp(values) == 0:
         return mean, mean, mean
-    options = {"n_resamples": resamples, "confidence_level": confidence, "method": "percentile", "batch": BATCH}
-    found = bootstrap((values,), np.mean, vectorized=True, rng=np.random.default_rng(seed), **options)
+    found = bootstrap(
+        (values,),
+        np.mean,
+        vectorized=True,
+        n_resamples=resamples,
+        confidence_level=confidence,
+        method="percentile",
+        batch=BATCH,
+        rng=np.random.default_rng(seed),
+    )
     return mean, float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def paired_difference(
-    first: Sequence[float],
-    second: Sequence[float],
+    first: Sequence[float] | np.ndarray,
+    second: Sequence[float] | np.ndarray,
     *,
     confidence: float = 0.95,
     resamples: int = 9999,
@@ -88,7 +96,7 @@ def paired_difference(
     return {"difference": difference, "low": low, "high": high, "p": p, "items": len(apart)}
 
 
-def _checked(values: Sequence[float]) -> np.ndarray:
+def _checked(values: Sequence[float] | np.ndarray) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if not len(values):
         raise ValueError("there are no values to compare")

@@ -18,7 +18,7 @@ def build_timm_model(config: CCRkVisionConfig) -> nn.Module:
     """
     import timm  # heavy: only whoever builds a tower pays for it
 
-    arguments = dict(config.model_args)
+    arguments = dict(config.model_args or {})
     try:
         pretrained_config = timm.get_pretrained_cfg(config.architecture)
         if pretrained_config is not None and pretrained_config.fixed_input_size:

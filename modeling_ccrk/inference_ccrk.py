@@ -60,8 +60,11 @@ def _gelu_after(module: nn.Module) -> dict[nn.Module, nn.Module]:
     """Linear layer -> the GELU that its output goes to."""
     found = {}
     for part in module.modules():
-        layer, activation = _FEED_FORWARD.get(type(part).__name__, (None, None))
-        if layer is not None and _is_gelu(getattr(part, activation)):
+        names = _FEED_FORWARD.get(type(part).__name__)
+        if names is None:
+            continue
+        layer, activation = names
+        if _is_gelu(getattr(part, activation)):
             found[getattr(part, layer)] = getattr(part, activation)
     return found
 

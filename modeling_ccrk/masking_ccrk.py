@@ -89,7 +89,7 @@ def mask_tokens(
         `masked_input_ids (T, L)` and `mlm_labels (T, L)`: the original id at masked positions, -100 elsewhere.
     """
     chosen = torch.zeros_like(input_ids, dtype=torch.bool)
-    draws = _draw_places(*input_ids.shape, generator)
+    draws = _draw_places(input_ids.shape[0], input_ids.shape[1], generator)
     for row, num_tokens in enumerate(attention_mask.sum(1).tolist()):
         positions = _cover(int(num_tokens), rules, *(draw[row] for draw in draws))
         chosen[row, torch.tensor(positions, dtype=torch.long)] = True

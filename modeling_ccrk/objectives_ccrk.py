@@ -7,6 +7,7 @@ which its part is the whole. The parts are functions of their own so that a grad
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,9 @@ class SingleProcess:
     def largest(self, value: torch.Tensor) -> torch.Tensor:
         """Maximum over processes."""
         return value
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Adds up the gradients of all processes."""
 
 
 @dataclass

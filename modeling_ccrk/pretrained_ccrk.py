@@ -71,7 +71,8 @@ class CCRkPreTrainedModel(PreTrainedModel):
     @property
     def retriever(self) -> CCRkPreTrainedModel:
         """The [`CCRkModel`] inside, or this model itself."""
-        return getattr(self, self.base_model_prefix, self)
+        # mypy takes the overload of getattr for a bool, since a class with a base that is not followed may be anything
+        return getattr(self, self.base_model_prefix, self)  # type: ignore[return-value]
 
     @classmethod
     def from_towers(cls, image: str | os.PathLike, text: str | os.PathLike, **kwargs):

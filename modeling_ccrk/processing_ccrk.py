@@ -11,7 +11,7 @@ from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpa
 PUNCTUATION = re.compile(r"[,.'!?\"()*#:;~]")
 
 
-class CCRkProcessorKwargs(ProcessingKwargs, total=False):
+class CCRkProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]  # a TypedDict; mypy sees Any
     """Arguments of a call, with their defaults."""
 
     _defaults = {"text_kwargs": {"padding": True, "truncation": True}}

@@ -6,6 +6,7 @@ Post-norm layers as in BERT and XLM-R, with the parameter names of those models,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -297,7 +298,7 @@ class CCRkTextEmbeddings(nn.Module):
     def __init__(self, config: PreTrainedConfig, position_offset: int):
         super().__init__()
         self.position_offset = position_offset
-        self.tied = None  # a `CCRkTiedWords` while a batch is also decoded with the word embeddings
+        self.tied: Any = None  # a `CCRkTiedWords` while a batch is also decoded with the word embeddings
         self.max_length = config.max_position_embeddings - position_offset
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, config.hidden_size)

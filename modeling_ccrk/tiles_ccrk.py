@@ -38,8 +38,10 @@ class _LogSumExp(torch.autograd.Function):
     def forward(ctx, a, b, scale, columns: bool, tile):
         bound = _bound(a, b, scale)
         scaled = a * scale
-        sums = _bounded_sums if bound is not None else _unbounded_sums
-        rows_lse, columns_lse = sums(scaled, b, columns, tile, bound)
+        if bound is not None:
+            rows_lse, columns_lse = _bounded_sums(scaled, b, columns, tile, bound)
+        else:
+            rows_lse, columns_lse = _unbounded_sums(scaled, b, columns, tile)
         ctx.save_for_backward(a, b, scale, rows_lse, columns_lse)
         ctx.columns, ctx.tile = columns, tile
         return rows_lse, columns_lse
@@ -76,7 +78,7 @@ def _bounded_sums(scaled, b, columns: bool, tile, bound: float):
     return row_sums.log_().add_(bound), column_sums.log_().add_(bound)
 
 
-def _unbounded_sums(scaled, b, columns: bool, tile, bound=None):
+def _unbounded_sums(scaled, b, columns: bool, tile):
     """Log-sum-exps of anything: a tile whose rows and columns differ too much in size takes two exponentials."""
     rows_lse = scaled.new_full((len(scaled),), -torch.inf)
     columns_lse = b.new_full((len(b) if columns else 0,), -torch.inf)

@@ -112,7 +112,11 @@ def run_embed(options: EmbedOptions) -> EmbedReport:
                 if options.compile:
                     compile_encoders(pipe.model)
                 return embed_local(parts, embedder, done)
-            more = {"address": options.ray, "workers": options.workers, "threads": options.threads or 1}
+            more: dict[str, Any] = {
+                "address": options.ray,
+                "workers": options.workers,
+                "threads": options.threads or 1,
+            }
             return embed_ray(parts, job, options.model, embedder.fingerprint, done, **more)
 
         corpus, reports = embed_corpus(items, job, embedder.fingerprint, options.shard_size, run)

@@ -118,7 +118,7 @@ class SliceEmbedder:
         Raises:
             _OutOfReach: if an item is no longer what it was.
         """
-        skipped = [(one.item.id, one.cause) for one in seen if one.digest is None]
+        skipped = [(one.item.id, one.cause or "") for one in seen if one.digest is None]
         found: dict[str, tuple[np.ndarray, dict[str, Any]]] = {}
         with fast_passes(self.pipe.model, bf16=self.job.bf16, parts=TOWERS[self.job.modality]):
             for batch in self._batches([one for one in seen if one.digest is not None]):
@@ -151,7 +151,7 @@ class SliceEmbedder:
                 texts.append(one)
             except GalleryError:  # is told when its batch is opened
                 broken.append(one)
-        lengths = token_lengths(self.pipe.processor, [one.item.content for one in texts]) if texts else []
+        lengths = token_lengths(self.pipe.processor, [str(one.item.content) for one in texts]) if texts else []
         yield from ([texts[row] for row in rows] for rows in length_batches(lengths, size))
         yield broken
 

@@ -176,7 +176,7 @@ def _own_columns(schema: Any, wanted: Sequence[str] | None, used: set, name: str
             there = "holds no plain values" if column in kinds else f"is not there (there are: {', '.join(kinds)})"
             raise ValueError(f"the column '{column}' of {name} {there}")
     chosen = wanted if wanted is not None else [one for one in kinds if one not in (*used, *ID_COLUMNS)]
-    own = {column: kinds[column] for column in chosen if kinds[column] is not None}
+    own = {column: kind for column in chosen if (kind := kinds[column]) is not None}
     try:
         return check_columns(own)
     except ValueError as error:

@@ -279,7 +279,7 @@ class _Update:
         try:
             stamp = item.stamp()
             quick = row is not None and stamp is not None and stamp == (row.size, row.changed) and not rehash
-            digest = row.hash if quick else item.digest()
+            digest = row.hash if row is not None and quick else item.digest()
         except (GalleryError, ValueError) as error:
             self._skip(item.id, error)
             return

@@ -15,6 +15,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -61,7 +62,7 @@ class ImageStateStore:
         self._places: dict[str, tuple[Path, int]] = {}
         self._pending: dict[str, torch.Tensor] = {}
         self._pending_bytes = 0
-        self._open: OrderedDict[Path, object] = OrderedDict()
+        self._open: OrderedDict[Path, Any] = OrderedDict()
         for shard in sorted(self.folder.glob("*.safetensors")):
             self._add(shard)
 
@@ -183,7 +184,8 @@ class ImageStateStore:
             OSError: if a shard cannot be written.
         """
         self.flush()
-        live, kept = set(live), {}
+        live = set(live)
+        kept: dict[Any, list] = {}
         for key, (shard, _) in self._places.items():
             kept.setdefault(shard, []).append(key)
         old = []

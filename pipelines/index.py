@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-COLUMN_TYPES = {"string": str, "int64": int, "float64": float, "bool": bool}
+COLUMN_TYPES: dict[str, Any] = {"string": str, "int64": int, "float64": float, "bool": bool}
 """Types of metadata by the name that an index gives them; every column may also be None in a row."""
 
 RESERVED = ("id", "vector", "score", "similarity", "match")
@@ -157,13 +157,13 @@ def _typed(column: str, kind: str, value: Any) -> Any:
     wanted = COLUMN_TYPES[kind]
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
-    if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
+    if type(value) is not wanted or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError(f"'{column}' is of type {kind}, which {value!r} is not")
-    if wanted is str and "\0" in value:
+    if isinstance(value, str) and "\0" in value:
         raise ValueError(f"'{column}' has a NUL in {value[:80]!r}, which no back end can hold")
-    if wanted is str and not _is_unicode(value):
+    if isinstance(value, str) and not _is_unicode(value):
         raise ValueError(f"{value[:80]!r} of '{column}' is no valid Unicode text")
-    if wanted is int and abs(value) >= 2**63:  # -2**63 too, which no back end can read in a filter
+    if isinstance(value, int) and abs(value) >= 2**63:  # -2**63 too, which no back end can read in a filter
         raise ValueError(f"'{column}' is of type int64, and {value} is too large for it")
     return value
 
@@ -212,8 +212,8 @@ def check_rows(
     if vectors.ndim != 2 or vectors.shape[1] != dimension:
         raise ValueError(f"vectors of shape {tuple(vectors.shape)} for an index of {dimension}-dimensional vectors")
     if len(ids) != len(vectors) or (metadata is not None and len(metadata) != len(ids)):
-        rows = "" if metadata is None else f" and {len(metadata)} rows of metadata"
-        raise ValueError(f"{len(ids)} ids for {len(vectors)} vectors{rows}")
+        beside = "" if metadata is None else f" and {len(metadata)} rows of metadata"
+        raise ValueError(f"{len(ids)} ids for {len(vectors)} vectors{beside}")
     check_ids(ids)
     if len(set(ids)) < len(ids):
         raise ValueError("the same id stands for two rows of one call; an id has one row")

@@ -8,9 +8,10 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import lancedb
 import numpy as np
@@ -24,7 +25,7 @@ from .index import Condition, Hits, IndexFingerprint, check_ids, check_queries, 
 TABLE = "vectors"
 LOCK = "writing.lock"
 ARROW_TYPES = {"string": pa.string(), "int64": pa.int64(), "float64": pa.float64(), "bool": pa.bool_()}
-METRIC = "cosine"
+METRIC: Final = "cosine"
 
 IDS_AT_ONCE = 1000  # in one condition
 CLOCK = 0.02  # seconds by which a file system's time may lag behind
@@ -132,7 +133,7 @@ class LanceIndex:
         ids = list(dict.fromkeys(ids))
         parts = [ids[start : start + IDS_AT_ONCE] for start in range(0, len(ids), IDS_AT_ONCE)]
         filters = [_sql([Condition("id", tuple(part))]) for part in parts]
-        return sum(self._written(lambda sql=sql: table.delete(sql)).num_deleted_rows for sql in filters)
+        return sum(self._written(partial(table.delete, sql)).num_deleted_rows for sql in filters)
 
     def _written(self, write: Callable[[], Any]) -> Any:
         """Does what changes the table, when no other process does; it starts from what is there then."""

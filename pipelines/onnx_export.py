@@ -168,7 +168,7 @@ def _export_parts(retriever: nn.Module, int8: bool) -> Any:
 def _traced(retriever: nn.Module) -> dict[str, tuple[nn.Module, dict[str, torch.Tensor], dict[str, int]]]:
     """Of each part the module, inputs to trace it with, and how many of an input's axes (the first ones) vary."""
     inputs = sample_inputs(retriever, images=2, texts=3, length=6)
-    parts = ImagePart(retriever), TextPart(retriever), FusionPart(retriever)
+    parts: tuple[nn.Module, ...] = (ImagePart(retriever), TextPart(retriever), FusionPart(retriever))
     shapes = (
         {"pixel_values": 1},
         {"input_ids": 2, "attention_mask": 2},

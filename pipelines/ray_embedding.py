@@ -104,8 +104,8 @@ def embed_ray(
         return []
     ours = not ray.is_initialized()
     if ours:
-        options = {"include_dashboard": False} if address == LOCAL else {}
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
+        options: dict[str, Any] = {"include_dashboard": False} if address == LOCAL else {}
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
     try:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         limit = gpus or int(ray.cluster_resources().get("CPU", 1)) // threads

@@ -30,8 +30,10 @@ from .schemas import (
     CompareResponse,
     Error,
     Health,
+    Hit,
     Info,
     Item,
+    QueryResult,
     Range,
     SearchRequest,
     SearchResponse,
@@ -130,7 +132,8 @@ def _add_searches(app: FastAPI, service: SearchService) -> None:
             raise RequestError(f"modality: the gallery holds items of kind '{held}', not '{request.modality}'")
         texts = [request.queries] if isinstance(request.queries, str) else request.queries
         found = await service.search(texts, request.k, plain_where(request.where), request.rerank)
-        results = [{"query": text, "hits": hits} for text, hits in zip(texts, found, strict=True)]
+        pairs = zip(texts, found, strict=True)
+        results = [QueryResult.model_validate({"query": text, "hits": hits}) for text, hits in pairs]
         return SearchResponse(modality=held, results=results, took_ms=milliseconds_since(start))
 
     @app.post(UPLOAD_PATH, responses=BODY, tags=["search"], summary="Search by a photo")
@@ -152,7 +155,7 @@ def _add_searches(app: FastAPI, service: SearchService) -> None:
         photo = await service.open_photo(image.file)
         query = photo if not text else {"image": photo, "text": text, "weight": weight}
         (hits,) = await service.search([query], k, conditions, chosen)
-        results = [{"query": text or None, "hits": hits}]
+        results = [QueryResult.model_validate({"query": text or None, "hits": hits})]
         return SearchResponse(modality=service.gallery.modality, results=results, took_ms=milliseconds_since(start))
 
     @app.post("/compare", responses=BODY, tags=["search"], summary="One query in several languages")
@@ -169,7 +172,9 @@ def _add_items(app: FastAPI, service: SearchService) -> None:
     async def similar(id: ItemId, k: K = 10, where: WhereText = None) -> SimilarResponse:
         start = time.perf_counter()
         hits = await service.similar(id, k, read_where(where))
-        return SimilarResponse(id=id, hits=hits, took_ms=milliseconds_since(start))
+        return SimilarResponse(
+            id=id, hits=[Hit.model_validate(hit) for hit in hits], took_ms=milliseconds_since(start)
+        )
 
     @app.get("/items/{id:path}", responses=errors(404, 422), tags=["items"], summary="What is known of an item")
     async def item(id: ItemId) -> Item:
@@ -207,7 +212,9 @@ def _add_state(app: FastAPI, service: SearchService, monitor: Monitor, options: 
             limits={name: getattr(options, name) for name in LIMITS},
         )
 
-    plain = {200: {"content": {"text/plain": {}}, "description": "Text format of Prometheus."}}
+    plain: dict[int | str, dict[str, Any]] = {
+        200: {"content": {"text/plain": {}}, "description": "Text format of Prometheus."}
+    }
 
     @app.get("/metrics", responses={**errors(), **plain}, response_class=Response, tags=["state"])
     async def metrics() -> Response:

@@ -49,7 +49,7 @@ class ShownGallery:
 
     def _indexed_folder(self) -> list[Path]:
         """The folder that an index was made of: its ids are paths relative to it. Empty if they are not."""
-        for row in self._index.scan(["path"]):
+        for row in self._index.scan(["path"]) if self._index is not None else ():
             path, end = row["path"] or "", "/" + row["id"]
             return [Path(path.removesuffix(end)).resolve()] if path.endswith(end) and path != end else []
         return []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
@@ -213,7 +213,7 @@ class BodyError(HTTPException):
     """A body that is too large or too slow."""
 
 
-def problem(status: int, detail: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """An error, as every answer of the service tells it."""
     if status in (408, 413):  # what is left of the body is not read, so the connection cannot go on
         headers = {**(headers or {}), "Connection": "close"}

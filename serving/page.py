@@ -67,7 +67,7 @@ def mount_page(app: FastAPI, service: SearchService) -> None:
         show_error=False,
         max_file_size=1,
     )
-    mounted = app.router.routes[-1]
+    mounted: Any = app.router.routes[-1]
     mounted.app = PageGuard(mounted.app, app, frozenset(page.fns))
 
 
@@ -182,7 +182,7 @@ class PageActions:
     async def compare(self, number: float, *pairs: str) -> tuple[str, Any]:
         """Searches for one query in several languages."""
         try:
-            queries = {}
+            queries: dict[str, Any] = {}
             for language, query in zip(pairs[::2], pairs[1::2], strict=True):
                 if not _string(query).strip():
                     continue
@@ -296,6 +296,7 @@ class PageGuard:
 
     def _methods(self, scope) -> set[str]:
         methods: set[str] = set()
+        route: Any
         for route in self._parent.router.routes[:-1]:
             if route.matches(scope)[0] is Match.PARTIAL:
                 methods |= route.methods

@@ -299,7 +299,7 @@ def _agreement(rows: Mapping[str, list[dict[str, Any]]], k: int, depth: int) -> 
             "id": item,
             "ranks": row,
             "best": min(rank for rank in row.values() if rank is not None),
-            "worst": None if None in row.values() else max(row.values()),
+            "worst": None if None in row.values() else max(rank for rank in row.values() if rank is not None),
             "std": float(std),
         }
         for item, row, std in zip(items, ranks, spreads, strict=True)

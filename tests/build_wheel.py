@@ -1,4 +1,4 @@
-"""Build a wheel from a copy of the checkout: `python tests/build_wheel.py FOLDER`.
+"""Build a wheel from a copy of the checkout and install it beside: `python tests/build_wheel.py FOLDER`.
 
 From a copy, because a build in place leaves `build/` behind, and files deleted since would still get into the next
 wheel from there.
@@ -34,5 +34,13 @@ def build_wheel(out: Path) -> Path:
     return wheel
 
 
+def install_wheel(out: Path) -> Path:
+    """Build a wheel in `out` and install it, alone, into the folder that is returned."""
+    site = out.resolve() / "site"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target"]
+    subprocess.run([*pip, site, build_wheel(out)], check=True)
+    return site
+
+
 if __name__ == "__main__":
-    print(build_wheel(Path(sys.argv[1])))
+    print(install_wheel(Path(sys.argv[1])))

@@ -7,12 +7,11 @@ on the one in FOLDER, or on a fresh one.
 from __future__ import annotations
 
 import importlib.util
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from build_wheel import ROOT, build_wheel
+from build_wheel import ROOT, install_wheel
 from importlinter.cli import EXIT_STATUS_ERROR, lint_imports
 
 
@@ -32,10 +31,7 @@ def main() -> int:
     if len(sys.argv) > 1:
         return check(Path(sys.argv[1]).resolve())
     with tempfile.TemporaryDirectory() as folder:
-        site = Path(folder).resolve() / "site"
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target"]
-        subprocess.run([*pip, site, build_wheel(Path(folder))], check=True)
-        return check(site)
+        return check(install_wheel(Path(folder)))
 
 
 if __name__ == "__main__":

@@ -137,8 +137,9 @@ class CCRkDataCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Builds a batch; see the class."""
         skipped = SkipReport()
-        if isinstance(getattr(rows, "skipped", None), SkipReport):
-            skipped.merge(rows.skipped)
+        before = getattr(rows, "skipped", None)
+        if isinstance(before, SkipReport):
+            skipped.merge(before)
         usable = []
         for row in rows:
             self._check(row)

@@ -232,7 +232,8 @@ def activation_bytes(
                 )
             else:
                 retriever.itm_head(fused[:, 0])
-    return tuple(part * rows // traced for part in kept.bytes(checkpointing))
+    first, second = kept.bytes(checkpointing)
+    return first * rows // traced, second * rows // traced
 
 
 def image_tokens(model: nn.Module) -> tuple[int, int]:

@@ -136,7 +136,8 @@ class FeatureCache:
 
 def _write_layout(folder: Path, processor, dataset, on_broken: str) -> list[list[int]]:
     """Tokenizes all captions and lays out the arrays; returns the token ids, none for a caption without a text."""
-    texts, first, usable = [], [], []
+    texts: list[list[int]] = []
+    first, usable = [], []
     for row in dataset:
         first.append(len(texts))
         for text in texts_of(row):
@@ -262,7 +263,7 @@ def _reserve(descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise OSError(error.errno, f"{os.strerror(error.errno)} ({size / 1e6:,.1f} MB are needed)") from error
+            raise OSError(error.errno, f"{error.strerror} ({size / 1e6:,.1f} MB are needed)") from error
         os.ftruncate(descriptor, size)
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
-from dataclasses import MISSING, Field, dataclass, field, fields
+from collections.abc import Callable, Iterable
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 GROUPS = {
@@ -54,7 +54,13 @@ def interval(text: str | int) -> str | int:
     return steps
 
 
-KINDS = {"text": str, "whole number": int, "number": float, "layers": layer_list, "interval": interval}
+KINDS: dict[str, Callable[[str], Any]] = {
+    "text": str,
+    "whole number": int,
+    "number": float,
+    "layers": layer_list,
+    "interval": interval,
+}
 
 
 def _option(group: str, help: str, kind: str = "text", default: Any = None, **more: Any) -> Any:
@@ -315,7 +321,7 @@ FIELDS: dict[str, Field] = {one.name: one for one in fields(TrainOptions)}
 def default_of(name: str) -> Any:
     """The value of an option that nobody gave."""
     one = FIELDS[name]
-    return one.default if one.default is not MISSING else one.default_factory()
+    return one.default_factory() if callable(one.default_factory) else one.default
 
 
 def flag(name: str) -> str:

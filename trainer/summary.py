@@ -122,7 +122,7 @@ def plot_history(history: History, best_step: int | None = None) -> bytes:
             points = [(entry["step"], entry[key]) for entry in history if key in entry]
             pair = sorted({name.removesuffix("_worst").removesuffix("_mean") for name in keys})
             # mean and worst of a figure share their colour
-            style = {"color": f"C{pair.index(key.removesuffix('_worst').removesuffix('_mean'))}"}
+            style: dict[str, Any] = {"color": f"C{pair.index(key.removesuffix('_worst').removesuffix('_mean'))}"}
             style |= {"linestyle": "--" if key.endswith("_worst") else "-", "marker": "." if len(points) < 40 else ""}
             axes.plot(*zip(*points, strict=True), label=key, linewidth=1.2, **style)
         if best_step is not None:

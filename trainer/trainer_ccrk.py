@@ -7,6 +7,7 @@ import logging
 import math
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -257,7 +258,7 @@ class CCRkTrainer(CardWriting, SafeCheckpoints, Trainer):
         """What all processes have left out; called by all of them."""
         if self.exchange.world_size == 1:
             return SkipReport().merge(self.skipped)
-        parts = [None] * self.exchange.world_size
+        parts: list[Any] = [None] * self.exchange.world_size
         dist.all_gather_object(parts, self.skipped.to_dict())
         total = SkipReport()
         for part in parts:
@@ -457,7 +458,7 @@ class CCRkTrainer(CardWriting, SafeCheckpoints, Trainer):
             ValueError: always.
         """
         temperature = self.model.retriever.temperature.item()
-        reports = [(what, bool(finite), self._row_ids)]
+        reports: list[Any] = [(what, bool(finite), self._row_ids)]
         if self.exchange.world_size > 1:
             own, reports = reports[0], [None] * self.exchange.world_size
             dist.all_gather_object(reports, own)

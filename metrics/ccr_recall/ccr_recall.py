@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import datasets
 import evaluate
 
@@ -54,7 +57,13 @@ class CCRRecall(evaluate.Metric):
         )
 
     def _compute(
-        self, predictions, references, languages=None, direction="ir", ks=(1, 5, 10), ties="pessimistic"
+        self,
+        predictions: Any,
+        references: Any,
+        languages: Any = None,
+        direction: str = "ir",
+        ks: Sequence[int] = (1, 5, 10),
+        ties: str = "pessimistic",
     ) -> dict:
         if direction not in ("ir", "tr"):
             raise ValueError(f"direction is '{direction}'; it is ir (text to image) or tr (image to text)")

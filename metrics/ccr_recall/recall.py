@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -96,12 +97,12 @@ def windows(total: int, size: int) -> Iterator[tuple[int, int, int]]:
         yield begin, min(begin + size, total), start - begin
 
 
-def _numbers(flags) -> np.ndarray:
+def _numbers(flags: Any) -> np.ndarray:
     """Flags, of numpy or of torch on any device, as whole numbers."""
     return np.asarray(flags.cpu() if hasattr(flags, "cpu") else flags, dtype=np.int64)
 
 
-def _count(flags) -> np.ndarray:
+def _count(flags: Any) -> np.ndarray:
     """How many flags of each row are set. Row by row numpy counts twice as fast as over an axis."""
     if hasattr(flags, "cpu"):
         return _numbers(flags.sum(1))
@@ -142,7 +143,7 @@ def _within(items: np.ndarray, first: int, end: int) -> np.ndarray:
     return (items >= first) & (items < end)
 
 
-def _larger(a, b):
+def _larger(a: Any, b: Any) -> Any:
     return np.maximum(a, b) if isinstance(a, np.ndarray) else a.maximum(b)
 
 
@@ -291,8 +292,8 @@ def recall_figures(
         for tag in np.unique(tags):
             figures = recall_at(np.asarray(of_way)[tags == tag], ks)
             table.setdefault(str(tag), {}).update({f"{way}@{k}": value for k, value in figures.items()})
-    for figures in table.values():
-        figures["mean_recall"] = float(np.mean(list(figures.values())))
+    for own in table.values():
+        own["mean_recall"] = float(np.mean(list(own.values())))
     names = dict.fromkeys(name for figures in table.values() for name in figures)
     means = {name: float(np.mean([one[name] for one in table.values() if name in one])) for name in names}
     return {**means, "languages": table}
@@ -341,4 +342,4 @@ def embedding_recall(
         tr.append(embedding_ranks(image_embeds[images], text_embeds[texts], targets, ties, tile))
         tr_tags += [tag] * len(images)
     ranks = {"ir": ir, "tr": np.concatenate(tr)}
-    return recall_figures(ranks, None if languages is None else {"ir": tags, "tr": tr_tags}, ks)
+    return recall_figures(ranks, None if languages is None else {"ir": tags.tolist(), "tr": tr_tags}, ks)

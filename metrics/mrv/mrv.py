@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import datasets
 import evaluate
 
@@ -74,7 +76,7 @@ class MRV(evaluate.Metric):
             features=datasets.Features(features),
         )
 
-    def _compute(self, predictions, references=None, ties="pessimistic", **options) -> dict:
+    def _compute(self, predictions: Any, references: Any = None, ties: str = "pessimistic", **options: Any) -> dict:
         if self.config_name == "ranks":
             return mean_rank_variance(predictions, **options)
         rows: dict[str, dict] = {}

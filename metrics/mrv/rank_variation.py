@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +20,7 @@ PRESETS = {
 # --- what is given ------------------------------------------------------------------------------------------------
 
 
-def _rank(value, what: str) -> float:
+def _rank(value: Any, what: str) -> float:
     """A rank as a number; None, for a miss, is infinite."""
     if value is None:
         return np.inf
@@ -29,7 +30,7 @@ def _rank(value, what: str) -> float:
     return rank
 
 
-def rank_table(ranks, languages: Sequence[str] | None = None) -> tuple[np.ndarray, list[str]]:
+def rank_table(ranks: Any, languages: Sequence[str] | None = None) -> tuple[np.ndarray, list[str]]:
     """Ranks as a table of items and languages.
 
     Args:
@@ -106,12 +107,17 @@ def fill_misses(
     if top_k is None or (misses == "mean_of_rest" and candidates is None):
         needed = "top_k" if misses == "rank_k" else "top_k and candidates"
         raise ValueError(f"misses='{misses}' needs {needed}")
+    place = float(top_k)
     found = table[np.isfinite(table)]
     if len(found) and found.max() >= top_k:
         raise ValueError(f"a rank is {found.max():g}, but only the first {top_k} places were looked at")
-    if misses == "mean_of_rest" and candidates <= top_k:
-        raise ValueError(f"nothing is left below the first {top_k} of {candidates} candidates, yet there are misses")
-    return np.where(missed, top_k if misses == "rank_k" else (top_k + candidates - 1) / 2, table)
+    if misses == "mean_of_rest" and candidates is not None:
+        if candidates <= top_k:
+            raise ValueError(
+                f"nothing is left below the first {top_k} of {candidates} candidates, yet there are misses"
+            )
+        place = (top_k + candidates - 1) / 2
+    return np.where(missed, place, table)
 
 
 # --- variation ----------------------------------------------------------------------------------------------------
@@ -151,7 +157,7 @@ def bootstrap_interval(values: np.ndarray, draws: int, confidence: float = 0.95,
 
 
 def mean_rank_variance(
-    ranks,
+    ranks: Any,
     *,
     statistic: str | None = None,
     directions: str | Sequence[str] | None = None,
@@ -195,8 +201,8 @@ def mean_rank_variance(
     """
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset is '{preset}'; it is one of {', '.join(PRESETS)}")
-    chosen = PRESETS.get(preset, {})
-    options = {
+    chosen = {} if preset is None else PRESETS[preset]
+    options: dict[str, Any] = {
         "statistic": statistic or chosen.get("statistic", "std"),
         "languages": languages or chosen.get("languages"),
         "misses": misses or chosen.get("misses"),
@@ -222,7 +228,18 @@ def mean_rank_variance(
     return {**means, "statistic": first["statistic"], "languages": first["languages"], "directions": parts}
 
 
-def _of_one_direction(ranks, *, statistic, languages, misses, top_k, candidates, bootstrap, confidence, seed) -> dict:
+def _of_one_direction(
+    ranks: Any,
+    *,
+    statistic: str,
+    languages: Sequence[str] | None,
+    misses: str | None,
+    top_k: int | None,
+    candidates: int | None,
+    bootstrap: int,
+    confidence: float,
+    seed: int,
+) -> dict:
     table, tags = rank_table(ranks, languages)
     if len(tags) < 2:
         raise ValueError(f"MRV compares languages, but there is only '{tags[0]}'")
