@@ -112,6 +112,10 @@ class GlobalBatchSampler(Sampler):
         """Rows that are left out in each epoch, because the last batch is incomplete."""
         return max(0, self.num_rows - self.batches_per_epoch * self.global_batch_size)
 
+    def order(self, epoch: int) -> Sequence[int]:
+        """All rows in the order in which an epoch reads them."""
+        return epoch_order(self.num_rows, self.seed, epoch).tolist() if self.shuffle else range(self.num_rows)
+
     def __len__(self) -> int:
         return self.batches_per_epoch - self._skip()
 
@@ -122,7 +126,7 @@ class GlobalBatchSampler(Sampler):
         epoch, start = self.epoch, self._skip()
         if self._first_epoch is None:
             self._first_epoch = epoch
-        order = epoch_order(self.num_rows, self.seed, epoch).tolist() if self.shuffle else range(self.num_rows)
+        order = self.order(epoch)
         for number in range(start, self.batches_per_epoch):
             rows = order[number * self.global_batch_size : (number + 1) * self.global_batch_size]
             yield [(epoch, row) for row in rows[rank_part(len(rows), self.rank, self.world_size)]]

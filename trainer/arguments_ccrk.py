@@ -20,6 +20,7 @@ FREEZE_ALIASES = {"full": "none", "locked-image": "image"}
 DECAY_RULES = ("standard", "official")
 AUGMENTATIONS = ("none", "finetune", "pretrain")
 LANGUAGE_SAMPLINGS = ("uniform", "balanced")
+ORDERS = ("random", "sequential")
 LORA_PRESETS = ("attention", "all-linear")
 
 
@@ -125,6 +126,7 @@ class CCRkTrainingArguments(TrainingArguments):
             ("decay_rules", DECAY_RULES),
             ("augmentation", AUGMENTATIONS),
             ("language_sampling", LANGUAGE_SAMPLINGS),
+            ("train_sampling_strategy", ORDERS),
             ("on_broken", ("skip", "raise")),
             ("lora", (None, *LORA_PRESETS)),
             ("lora_crossattention", ("full", "lora")),

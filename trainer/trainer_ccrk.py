@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback
 
 from ccrk.data.augmentation import AugmentationRules
-from ccrk.data.draws import epoch_order
 from ccrk.data.report import TAIL, SkipReport
 from ccrk.data.sharding import BatchStream, EpochRows, GlobalBatchSampler
 from ccrk.draws_ccrk import mix
@@ -61,7 +60,7 @@ class _Bookkeeping(TrainerCallback):
         steps = -(-sampler.batches_per_epoch // args.gradient_accumulation_steps)
         if sampler.dropped and sampler.rank == 0 and state.global_step % steps == 0:
             epoch = state.global_step // steps - 1
-            for row in epoch_order(sampler.num_rows, sampler.seed, epoch)[-sampler.dropped :].tolist():
+            for row in sampler.order(epoch)[-sampler.dropped :]:
                 self.trainer.skipped.add(TAIL, f"row {row}")
 
 
@@ -187,7 +186,13 @@ class CCRkTrainer(CardWriting, SafeCheckpoints, Trainer):
             return DataLoader(stream, batch_size=None, **options)
         seed = args.seed if args.data_seed is None else args.data_seed
         self._sampler = GlobalBatchSampler(
-            len(dataset), self._train_batch_size, rank, world_size, seed, drop_last=args.dataloader_drop_last
+            len(dataset),
+            self._train_batch_size,
+            rank,
+            world_size,
+            seed,
+            shuffle=args.train_sampling_strategy == "random",
+            drop_last=args.dataloader_drop_last,
         )
         return EpochLoader(EpochRows(dataset), batch_sampler=self._sampler, **options)
 

@@ -54,6 +54,21 @@ def test_a_datasets_dataset_keeps_its_image_column(tmp_path, rows, processor, ma
     assert trainer.state.global_step == 4
 
 
+@pytest.mark.parametrize("strategy", ["sequential", "random"])
+def test_rows_come_in_the_order_that_was_asked_for(tmp_path, rows, processor, make_model, strategy):
+    """The demo's scenes depend on it: each is followed by its twins, which have to meet in a batch."""
+    rows = [{**row, "image_id": f"{place:03d}"} for place, row in enumerate((rows * 8)[:16])]
+    args = arguments(tmp_path, train_sampling_strategy=strategy, seed=1)
+    trainer = CCRkTrainer(model=make_model(), args=args, train_dataset=rows, processing_class=processor)
+    read = []
+    collate = trainer.data_collator
+    trainer.data_collator = lambda batch: read.extend(row["image_id"] for row in batch) or collate(batch)
+    trainer.train()
+    in_order = [row["image_id"] for row in rows]
+    assert sorted(read) == in_order
+    assert (read == in_order) == (strategy == "sequential")
+
+
 def test_accumulated_steps_are_means(tmp_path, rows, processor, make_model):
     """Two accumulated batches give the mean of their gradients, not the sum: losses are batch means."""
     model = make_model(CCRkModel, matching_weight=0.0)
@@ -196,6 +211,7 @@ def test_new_layers_have_their_own_rate_and_no_decay_where_none_belongs(tmp_path
         ({"texts_per_image": 0}, "texts_per_image is 0"),
         ({"matching_images": 1}, "matching_images is 1"),
         ({"negative_ramp": 2.0}, "negative_ramp is 2.0"),
+        ({"train_sampling_strategy": "group_by_length"}, "train_sampling_strategy is 'group_by_length'"),
     ],
 )
 def test_arguments_that_do_not_work_are_refused(tmp_path, options, message):
