@@ -34,7 +34,7 @@ def template(tmp_path_factory) -> Path:
     """The folder of `docs_workplace.py`, built once."""
     folder = tmp_path_factory.mktemp("template") / "workplace"
     folder.mkdir()
-    workplaces.build(folder, load(ROOT / "tests" / "pipelines" / "tiny.py"), ROOT)
+    workplaces.build(folder, load(ROOT / "tests" / "pipelines" / "tiny.py"), ROOT, photos=80, copies=4)
     return folder
 
 
@@ -51,10 +51,14 @@ def workplace(template: Path, tmp_path: Path, monkeypatch) -> Path:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def told():
-    """Prints the counts at the end."""
+def told(request):
+    """Prints the counts at the end, past what captures the output of tests."""
     yield
-    count = COUNTS
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        tell(COUNTS)
+
+
+def tell(count: Counter) -> None:
     print(f"\n{count['pages']} pages: {count['python']} Python blocks and {count['commands']} command lines executed,")
     print(f"{count['compared']} outputs compared; {count['notebooks']} notebooks executed;")
     print(f"{sum(SKIPPED.values())} blocks and lines not executed:")
