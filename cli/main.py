@@ -24,8 +24,10 @@ COMMANDS = {
     "index": "make an index of photos or texts, or bring one up to date",
     "search": "find photos by captions and captions by photos",
     "serve": "search over HTTP, and on a web page",
+    "space": "make a folder that the Hub runs as a Space",
     "embed": "embed a large corpus into shards, on one machine or many",
     "export": "write the encoders as ONNX files",
+    "publish": "put a model with its card on the Hub",
     "convert": "turn a checkpoint of the authors' code into a model folder",
 }
 

@@ -35,6 +35,14 @@ GROUPS = {
         ),
     ),
     "what is served": (
+        (
+            "--embedded-in",
+            {
+                "action": "append",
+                "metavar": "ORIGIN",
+                "help": "pages from there may show this one, such as https://huggingface.co (default: none)",
+            },
+        ),
         ("--no-page", {"action": "store_false", "dest": "page", "help": "the API alone"}),
         (
             "--photos",

@@ -88,4 +88,5 @@ def run(args: argparse.Namespace) -> int:
 
         CCRkRetrievalPipeline(model=training.model, processor=training.processor).save_pretrained(options.out)
         training.evaluate()
+        training.write_card()
     return 0

@@ -6,6 +6,7 @@ the model and the processor that it is given.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -904,6 +905,22 @@ class CCRkRetrievalPipeline(Pipeline):
                 "type": "multimodal",
             }
         }
+
+    @classmethod
+    def files_beside(cls, folder: str | os.PathLike) -> dict[str, bytes]:
+        """What a saved model needs beside it to be loaded with this pipeline by those who have no package.
+
+        Args:
+            folder: of a model saved by `save_pretrained`; it is only read.
+
+        Returns:
+            Name -> content: this file, and `config.json` with the pipeline named in it.
+        """
+        file = Path(sys.modules[cls.__module__].__file__)
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+        config["custom_pipelines"] = cls.custom_pipelines()
+        text = json.dumps(config, indent=2, sort_keys=True) + "\n"
+        return {file.name: file.read_bytes(), "config.json": text.encode()}
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Saves model, processor and this file, so that `pipeline(..., trust_remote_code=True)` needs no package.

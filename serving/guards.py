@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import secrets
+from collections.abc import Sequence
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
@@ -21,18 +22,28 @@ UPLOAD_PATH = "/search/image"
 FORM_BYTES = 64 * 2**10
 """What a form may hold beside its photo."""
 
-HEADERS = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"same-origin"),
-    (b"x-frame-options", b"SAMEORIGIN"),
-    # nothing comes from, or goes to, another place; the page is made of inline scripts and styles
-    (
-        b"content-security-policy",
-        b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-        b"img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; "
-        b"base-uri 'self'; form-action 'self'; frame-ancestors 'self'",
-    ),
+# nothing comes from, or goes to, another place; the page is made of inline scripts and styles
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; object-src 'none'; "
+    "base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
 )
+
+
+def security_headers(embedded_in: Sequence[str] = ()) -> tuple[tuple[bytes, bytes], ...]:
+    """Headers of every answer.
+
+    Args:
+        embedded_in: origins whose pages may show this one inside them; nobody else's may.
+    """
+    # the older header knows no origins but its own, and browsers that know the policy pass it over
+    older = () if embedded_in else ((b"x-frame-options", b"SAMEORIGIN"),)
+    return (
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"same-origin"),
+        *older,
+        (b"content-security-policy", " ".join([POLICY, *embedded_in]).encode()),
+    )
 
 
 class Access:
@@ -86,6 +97,7 @@ class AccessGuard:
 
     def __init__(self, app: Any, access: Access, options: ServingOptions):
         self.app, self._access = app, access
+        self._headers = security_headers(options.embedded_in)
         hosts = {host.lower() for host in options.allow_hosts}
         # a name that leads to this machine is as easily had as any: other web pages could reach the service by it
         checked = (options.loopback or hosts) and "*" not in hosts
@@ -102,7 +114,7 @@ class AccessGuard:
 
         async def sending(message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], *HEADERS]
+                message["headers"] = [*message["headers"], *self._headers]
             await send(message)
 
         refusal = self._refusal(scope)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import ipaddress
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 TOKEN_VARIABLE = "CCRK_TOKEN"
 MIN_TOKEN = 12  # characters; a shorter one can be guessed
+
+ORIGIN = re.compile(r"https://[a-z0-9.-]+(:\d+)?")
 
 AT_LEAST = {
     "port": 0,
@@ -46,6 +49,7 @@ class ServingOptions:
             all.
         photos: folders in which photos may lie that are shown. By default the folder that was indexed.
         page: whether there is a web page.
+        embedded_in: origins whose pages may show this one inside them, such as https://huggingface.co.
         bf16: compute in bfloat16.
         threads: of the CPU; torch's choice by default.
         rerank: default of searches: "auto", a number of candidates, or None for no re-ranking.
@@ -73,6 +77,7 @@ class ServingOptions:
     allow_hosts: Sequence[str] = ()
     photos: Sequence[str] = ()
     page: bool = True
+    embedded_in: Sequence[str] = ()
     bf16: bool = False
     threads: int | None = None
     rerank: int | str | None = "auto"
@@ -107,6 +112,9 @@ class ServingOptions:
                 raise ValueError(f"--{name.replace('_', '-')} is {value}; it is at least {least}")
         if self.port > 65535:
             raise ValueError(f"--port is {self.port}; it is at most 65535")
+        for origin in self.embedded_in:
+            if not ORIGIN.fullmatch(origin):
+                raise ValueError(f"embedded_in names '{origin}'; an origin looks like https://huggingface.co")
         if self.rerank not in (None, "auto") and not (isinstance(self.rerank, int) and self.rerank >= 1):
             raise ValueError(f"--rerank is {self.rerank!r}; it is 'auto', 'off' or a whole number from 1 on")
 

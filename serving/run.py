@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from typing import Any
 
 from .app import create_app
 from .options import TOKEN_VARIABLE, ServingOptions
@@ -28,8 +29,12 @@ def check_exposure(options: ServingOptions) -> str | None:
     )
 
 
-def run_service(options: ServingOptions) -> int:
+def run_service(options: ServingOptions, pipe: Any = None) -> int:
     """Loads model and gallery, answers requests, and ends after SIGINT or SIGTERM.
+
+    Args:
+        options: what to serve, and within which limits.
+        pipe: as `create_app` takes it.
 
     Returns:
         0, or 1 if the address cannot be listened on.
@@ -44,7 +49,7 @@ def run_service(options: ServingOptions) -> int:
         print(f"ccrk serve: warning: {exposed}", file=sys.stderr)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        app = create_app(options)
+        app = create_app(options, pipe)
     for warning in caught:
         if issubclass(warning.category, UserWarning):
             print(f"ccrk serve: {warning.message}", file=sys.stderr)

@@ -17,6 +17,7 @@ import warnings
 from pathlib import Path
 
 import torch
+from huggingface_hub import hf_hub_download
 from peft import LoraConfig, PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 LORA_PRESETS = ("attention", "all-linear")
 CROSSATTENTION = ("full", "lora")
 WEIGHTS = "adapter_model.safetensors"
+HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only")
 _ATTENTION = re.compile(r"(^|\.)(attention|crossattention|attn\w*)\.")
 
 
@@ -69,8 +71,8 @@ class CCRkPeftModel(PeftModel):
             ValueError: if the folder has adapters of another model.
         """
         loaded = super().from_pretrained(model, str(model_id), *args, is_trainable=is_trainable, **kwargs)
-        file = Path(model_id) / WEIGHTS
-        if file.is_file():
+        file = _weights_file(model_id, kwargs)
+        if file is not None:
             with safe_open(file, "pt") as tensors:
                 loaded.full_names = tuple(json.loads((tensors.metadata() or {}).get("full", "[]")))
         parameters = dict(loaded.named_parameters())
@@ -80,6 +82,15 @@ class CCRkPeftModel(PeftModel):
         for name in loaded.full_names:
             parameters[name].requires_grad_(is_trainable)
         return loaded
+
+
+def _weights_file(model_id: str | os.PathLike, options: dict) -> Path | None:
+    """The file of weights in a folder, if it has one, or in the cache of the Hub, where peft has just put it."""
+    if Path(model_id).is_dir():
+        file = Path(model_id) / (options.get("subfolder") or "") / WEIGHTS
+        return file if file.is_file() else None
+    hub = {name: options[name] for name in HUB_OPTIONS if options.get(name) is not None}
+    return Path(hf_hub_download(str(model_id), WEIGHTS, **hub))
 
 
 def adapted_layers(model: nn.Module, kind: str, crossattention: str = "full") -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import resource
 import time
@@ -20,12 +21,19 @@ from ccrk import CCRkForPreTraining, CCRkImageProcessor, CCRkModel, CCRkProcesso
 from ccrk.data.corpora import read_corpus, stream_corpus
 from ccrk.data.rows import CaptionDataset, first_captions, join_corpora
 from ccrk.evaluation.retrieval import evaluate_retrieval, greater_is_better, report_lines
+from ccrk.hub_cards.cards import weights_in
+from ccrk.hub_cards.model_card import CardOptions
+from ccrk.hub_cards.runs import EVALUATION, TRAINING_RUN
 from ccrk.trainer.arguments_ccrk import CCRkTrainingArguments
+from ccrk.trainer.cards import versions_of_run, write_card, write_json
 from ccrk.trainer.checkpoints import last_complete_checkpoint
 from ccrk.trainer.options import FIELDS, TrainOptions, flag, nearest
 from ccrk.trainer.recipes import RESOLVED, recipe_text
+from ccrk.trainer.run_facts import training_facts
 from ccrk.trainer.summary import TrainingSummaryCallback
 from ccrk.trainer.trainer_ccrk import CCRkTrainer
+
+logger = logging.getLogger(__name__)
 
 # arguments of the trainer that an option sets -> the option
 ARGUMENT_OPTIONS = {
@@ -324,6 +332,7 @@ class TrainingRun:
         model, processor: what is trained; after `train` the trained model, adapters merged.
         trainer: the [`CCRkTrainer`].
         cost: wall time, processor time and peak memory of the training.
+        facts: of the training, see `training_facts`.
     """
 
     def __init__(self, options: TrainOptions):
@@ -335,6 +344,7 @@ class TrainingRun:
         set_seed(options.seed)
         self.model, self.processor = load_model(options)
         self.cost: dict[str, float] = {}
+        self.facts: dict[str, Any] = {}
         self.trainer = CCRkTrainer(
             model=self.model,
             args=arguments,
@@ -366,22 +376,47 @@ class TrainingRun:
             "peak_rss_mib": round(used.ru_maxrss / 1024),
         }
         say(f"trained: {json.dumps(self.cost)}")
+        started_from = [options.model] if options.model else [options.image_tower, options.text_tower]
+        # now, for merging adapters changes what there is to count
+        self.facts = training_facts(self.trainer, started_from, options.data)
         self.model = self.trainer.merged_model(Path(options.out) / "adapter" if is_main() else None)
 
     def evaluate(self) -> dict | None:
         """Searches the evaluation set, prints the figures and writes `evaluation.json`; None without one."""
         if self.eval_set is None:
             return None
+        begun, rerank = time.perf_counter(), self.options.rerank if self.options.matching_weight else 0
         report = evaluate_retrieval(
             self.model,
             self.processor,
             self.eval_set,
             languages=self.options.languages,
-            rerank=self.options.rerank if self.options.matching_weight else 0,
+            rerank=rerank,
             rerank_directions=["text-to-image"],
+            details=True,
             progress=True,
         )
         print("\n".join(report_lines(report)))
-        report = {"cost": self.cost, "arguments": asdict(self.options), **report}
-        Path(self.options.out, "evaluation.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        used = {"wall_s": round(time.perf_counter() - begun, 2), "rerank": rerank, "ties": "pessimistic"}
+        settings = {"data": self.options.eval, "first_captions": True, "weights": weights_in(self.options.out), **used}
+        settings |= versions_of_run()
+        report = {"cost": self.cost, "arguments": asdict(self.options), "settings": settings, **report}
+        write_json(Path(self.options.out, EVALUATION), report)
         return report
+
+    def write_card(self) -> None:
+        """Writes `training_run.json` and the model card, of the training and of `evaluation.json` if there is one.
+
+        A folder of adapters gets a card, too. What goes wrong is a warning.
+        """
+        folder = Path(self.options.out)
+        runs = [folder / TRAINING_RUN, *([folder / EVALUATION] if self.eval_set is not None else [])]
+        name = folder.resolve().name
+        try:
+            write_json(folder / TRAINING_RUN, self.facts)
+        except OSError as error:
+            logger.warning("there is no model card: %s", error)
+            return
+        write_card(folder, CardOptions(name), runs)
+        if (folder / "adapter" / "adapter_config.json").exists():
+            write_card(folder / "adapter", CardOptions(f"{name}-adapter", adapter=True), runs)

@@ -227,7 +227,7 @@ class TrainingSummaryCallback(TrainerCallback, ExportableState):
 
     def on_train_end(self, args, state, control, model=None, train_dataloader=None, **kwargs):
         """Writes the three files."""
-        spent = self._spent_now()
+        spent = self.spent = self._spent_now()
         self._began = None
         if not state.is_world_process_zero:
             return

@@ -22,6 +22,7 @@ from ccrk.evaluation.retrieval import evaluate_retrieval, flat_metrics
 from ccrk.masking_ccrk import MaskingRules
 from ccrk.objectives_ccrk import SingleProcess
 from ccrk.trainer.arguments_ccrk import FREEZE_PRESETS, CCRkTrainingArguments
+from ccrk.trainer.cards import CardWriting
 from ccrk.trainer.checkpoints import SKIPPED, STATE, SafeCheckpoints
 from ccrk.trainer.collator_ccrk import CCRkDataCollator
 from ccrk.trainer.exchange import ProcessExchange
@@ -63,7 +64,7 @@ class _Bookkeeping(TrainerCallback):
                 self.trainer.skipped.add(TAIL, f"row {row}")
 
 
-class CCRkTrainer(SafeCheckpoints, Trainer):
+class CCRkTrainer(CardWriting, SafeCheckpoints, Trainer):
     """A `transformers.Trainer` for CCRk models.
 
     Give it a model, [`CCRkTrainingArguments`], data sets of rows (`image`, `image_id`, `captions`) and a
@@ -105,6 +106,8 @@ class CCRkTrainer(SafeCheckpoints, Trainer):
             data_collator = self._make_collator(model, args, kwargs["processing_class"], kwargs.get("train_dataset"))
         super().__init__(model=model, args=args, data_collator=data_collator, **kwargs)
         self._frozen = frozen
+        self._reports: dict[tuple[int, str], dict] = {}  # step of the weights and name of the set -> report
+        self._loaded_step: int | None = None  # of weights that are no longer those of the last step
         self._partial_losses: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._batches_done = 0  # of a stream, when a run goes on
         self._row_ids: list[str] = []
@@ -205,6 +208,8 @@ class CCRkTrainer(SafeCheckpoints, Trainer):
         if self.args.cache_features and not isinstance(self.train_dataset, CachedRows):
             self._cache_features()
         ignored, self.skipped = self.args.ignore_data_skip, SkipReport()
+        self._loaded_step = None
+        self._reports.clear()
         self._usable = self._unusable = 0
         if resume_from_checkpoint:
             self._recall(Path(resume_from_checkpoint))
@@ -534,6 +539,7 @@ class CCRkTrainer(SafeCheckpoints, Trainer):
             rank=self.exchange.rank,
             world_size=self.exchange.world_size,
         )
+        self._remember(report, metric_key_prefix.removeprefix("eval").removeprefix("_"))
         metrics = flat_metrics(report, metric_key_prefix)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
