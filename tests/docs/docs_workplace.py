@@ -83,7 +83,8 @@ def _save_text_tower(folder: Path, tokenizer) -> None:
 def _write_data(folder: Path, tiny, photos: int, copies: int) -> None:
     (folder / "photos").mkdir()
     rows, table = [], []
-    for number, photo in enumerate(tiny.build_photos(photos)):
+    drawn = [photo for seed in range(-(-photos // 8)) for photo in tiny.build_photos(8, seed)]
+    for number, photo in enumerate(drawn[:photos]):
         photo.save(folder / "photos" / f"{number}.png")
         texts = {tag: of_language[number % 4] for tag, of_language in CAPTIONS.items()}
         captions = {"en": [texts["en"], f"photo {number}"], "de": texts["de"]}
