@@ -36,7 +36,7 @@ test-min: $(STAMP)  ## the tests with the oldest dependencies that setup.py allo
 	$(BIN)/python tests/min_versions.py
 
 test-docs: $(STAMP)  ## execute every block, command line and notebook of the README and the pages, and count them
-	$(BIN)/pytest -m "slow or not slow" -s tests/docs/test_execution.py
+	$(BIN)/pytest -m "slow or not slow" tests/docs/test_execution.py
 
 docs: $(STAMP)  ## the site, in docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -c docs -b html -n -W --keep-going . docs/_build/html

@@ -43,6 +43,7 @@ CORE = [
     "sentencepiece>=0.2.1",
     "protobuf>=6.31.1",
     "tqdm>=4.66.3",
+    "jinja2>=3.1.6",  # fills the templates of cards; torch brings it, too
 ]
 DATASETS = "datasets>=5.0.0"
 MTEB = "mteb>=2.26.24"

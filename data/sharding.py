@@ -81,7 +81,7 @@ class GlobalBatchSampler(Sampler):
             raise ValueError(
                 f"{num_rows} rows are not enough for one step of {world_size} processes with {per_rank_batch} rows "
                 + (
-                    "each (drop_last=False would take an incomplete one)"
+                    "each; take a smaller batch, or an incomplete one (drop_last=False; --no-drop-last)"
                     if drop_last and num_rows >= world_size
                     else "each"
                 )

@@ -29,7 +29,7 @@ extensions = [
 ]
 
 root_doc = "docs/README"
-include_patterns = ["README.md", "CHANGELOG.md", "*.md", "docs/**.md", "metrics/*/README.md", "examples/**"]
+include_patterns = ["*.md", "docs/**.md", "metrics/*/README.md", "examples/**"]
 exclude_patterns = [".*", "**/.*", "build", "dist", "*_output", "shared", "docs/_build", "tests", "**.egg-info"]
 suppress_warnings = ["myst.header"]  # a page may begin with a smaller heading; the card of a metric does
 
@@ -65,10 +65,13 @@ nitpick_ignore_regex = [("py:.*", r"(?!ccrk\b|CCRk).*")]
 # parts inside that a signature names and the reference leaves out
 nitpick_ignore = [
     ("py:class", "ccrk.draws_ccrk.Draws"),
+    ("py:class", "ccrk.hub_cards.collecting.Collection"),
+    ("py:class", "ccrk.hub_cards.collecting.Entry"),
     ("py:class", "ccrk.objectives_ccrk.SingleProcess"),
     ("py:class", "ccrk.pipelines.gallery_tables.StoredPhoto"),
     ("py:class", "ccrk.pipelines.image_states.ImageStateStore"),
     ("py:class", "ccrk.processing_ccrk.CCRkProcessorKwargs"),
+    ("py:class", "ccrk.trainer.cards.CardWriting"),
     ("py:class", "ccrk.trainer.checkpoints.SafeCheckpoints"),
 ]
 
@@ -95,7 +98,8 @@ def menu(text: str) -> str:
     trees = []
     for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
         title = section.splitlines()[0].strip()
-        pages = re.findall(r"^\| \[[^\]]+\]\(([^)#\s]+)\)", section, flags=re.MULTILINE)
+        rows = re.findall(r"^\| \[([^\]]+)\]\(([^)#\s]+)\)", section, flags=re.MULTILINE)
+        pages = [f"{name if name.startswith(project) else name[0].upper() + name[1:]} <{page}>" for name, page in rows]
         if pages:
             trees.append("\n".join(["```{toctree}", ":hidden:", f":caption: {title}", "", *pages, "```"]))
     return "\n\n".join(trees)
@@ -107,6 +111,12 @@ def add_menu(app, docname: str, source: list[str]) -> None:
         source[0] += "\n\n" + menu(source[0]) + "\n"
 
 
+def plain_names(app, what: str, name: str, thing, options, lines: list[str]) -> None:
+    """Takes the brackets from [`Name`], as transformers writes references: here they would be shown."""
+    lines[:] = [re.sub(r"\[(`[\w.]+`)\]", r"\1", line) for line in lines]
+
+
 def setup(app) -> None:
     """Called by Sphinx."""
     app.connect("source-read", add_menu)
+    app.connect("autodoc-process-docstring", plain_names)

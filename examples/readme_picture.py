@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("model", help="folder of ccrk demo")
     parser.add_argument("picture", type=Path, help="PNG to write")
     parser.add_argument("--top-k", type=int, default=4, help="results for each language (default: 4)")
-    parser.add_argument("--width", type=int, default=860, help="of the page in pixels (default: 860)")
+    parser.add_argument("--width", type=int, default=920, help="of the page in pixels (default: 920)")
     parser.add_argument("--browser", help="path of a Chromium (default: Playwright's own)")
     args = parser.parse_args(argv)
 

@@ -21,6 +21,7 @@ from ccrk.hub_cards.figures import CardError, Figure, typed_figures
 from ccrk.hub_cards.model_card import CardOptions, RenderedCard, asset_name, documents_of, render_model_card
 from ccrk.hub_cards.plots import draw_plots
 from ccrk.hub_cards.runs import dumps, read_run
+from ccrk.metrics.files import weights_in
 
 CARD, SOURCES = "README.md", "card_sources.json"
 FORMAT = 1
@@ -28,7 +29,6 @@ KINDS: dict[str, tuple[type, Callable[..., RenderedCard]]] = {
     "model": (CardOptions, render_model_card),
     "dataset": (DataCardOptions, render_data_card),
 }
-WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors")
 
 
 @dataclass
@@ -69,18 +69,6 @@ class Card:
 def sha256(content: bytes) -> str:
     """Checksum of a file's content."""
     return hashlib.sha256(content).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """The same of a file that may be large."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def weights_in(folder: str | os.PathLike) -> dict[str, str]:
-    """Weight files of a folder and their checksums: what ties a card to a model."""
-    files = sorted(path for path in Path(folder).glob("*.safetensors") if WEIGHTS.fullmatch(path.name))
-    return {path.name: file_sha256(path) for path in files if path.is_file()}
 
 
 def version() -> str:
@@ -126,8 +114,9 @@ def model_card(
         assets: plots that were drawn of the same documents; by default they are drawn, where matplotlib is installed.
 
     Raises:
-        CardError: if a figure has no source.
+        CardError: if a figure has no source, or an evaluation says that it is of other weights.
     """
+    _check_measured(options, documents, weights or {})
     if assets is None:
         assets = {
             asset_name(file, number, name): content
@@ -136,6 +125,18 @@ def model_card(
             for name, content in draw_plots(part).items()
         }
     return _assemble("model", options, documents, assets, weights)
+
+
+def _check_measured(options: CardOptions, documents: Mapping[str, Any], weights: Mapping[str, str]) -> None:
+    """An evaluation that names the weights it was of is a source for no others; adapters are measured merged."""
+    for file in documents_of(documents, "evaluation") if weights and not options.adapter else ():
+        for part in documents[file]["results"]:
+            measured = part["settings"].get("weights")
+            if measured and measured != dict(weights):
+                raise CardError(
+                    f"the evaluation of '{file}' is of other weights than those in the folder (by their checksums): "
+                    "measure these (ccrk evaluate)"
+                )
 
 
 def dataset_card(options: DataCardOptions, facts: Mapping[str, Any]) -> Card:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ccrk.hub_cards.cards import CARD, SOURCES, WEIGHTS
+from ccrk.hub_cards.cards import CARD, SOURCES
 from ccrk.hub_cards.figures import CardError
 from ccrk.hub_cards.runs import EVALUATION, TRAINING_RUN, public_config
+from ccrk.metrics.files import WEIGHTS
 
 TYPES = ("model", "space", "dataset")
 CONFIG, ADAPTER, TRAINING_CONFIG = "config.json", "adapter_config.json", "training_config.yaml"

@@ -173,6 +173,7 @@ def _evaluation(words: PartWords, assets: set[str]) -> dict[str, Any]:
         "lead": words.lead(),
         "recalls": keys,
         "intervals": intervals,
+        "before": any(figures.get("plain") is not None for figures in languages),
         "columns": len(keys) + 1 + intervals,
         "rows": words.recall_rows(keys, intervals),
         "recall_policy": words.recall_policy(intervals),

@@ -18,7 +18,6 @@ from ccrk.hub_cards.cards import (
     model_card,
     read_card,
     read_runs,
-    weights_in,
 )
 from ccrk.hub_cards.collecting import (
     ADAPTER,
@@ -36,6 +35,7 @@ from ccrk.hub_cards.collecting import (
 from ccrk.hub_cards.figures import CardError
 from ccrk.hub_cards.model_card import CardOptions
 from ccrk.hub_cards.runs import EVALUATION, TRAINING_RUN
+from ccrk.metrics.files import weights_in
 
 LARGEST = 50 * 10**9
 """Bytes of the largest file that the Hub takes."""

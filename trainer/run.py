@@ -21,6 +21,7 @@ from ccrk import CCRkForPreTraining, CCRkImageProcessor, CCRkModel, CCRkProcesso
 from ccrk.data.corpora import read_corpus, stream_corpus
 from ccrk.data.rows import CaptionDataset, first_captions, join_corpora
 from ccrk.evaluation.retrieval import evaluate_retrieval, greater_is_better, report_lines
+from ccrk.hub_cards.cards import weights_in
 from ccrk.hub_cards.model_card import CardOptions
 from ccrk.hub_cards.runs import EVALUATION, TRAINING_RUN
 from ccrk.trainer.arguments_ccrk import CCRkTrainingArguments
@@ -397,7 +398,8 @@ class TrainingRun:
         )
         print("\n".join(report_lines(report)))
         used = {"wall_s": round(time.perf_counter() - begun, 2), "rerank": rerank, "ties": "pessimistic"}
-        settings = {"data": self.options.eval, "first_captions": True, **used, **versions_of_run()}
+        settings = {"data": self.options.eval, "first_captions": True, "weights": weights_in(self.options.out), **used}
+        settings |= versions_of_run()
         report = {"cost": self.cost, "arguments": asdict(self.options), "settings": settings, **report}
         write_json(Path(self.options.out, EVALUATION), report)
         return report

@@ -132,7 +132,7 @@ def test_rows_of_a_hub_data_set_come_a_batch_at_a_time():
         ({"start_batch": -1}, "start_batch is -1"),
         ({"start_batch": 6}, "an epoch has 5 batches"),
         ({"num_rows": 2, "world_size": 3}, "2 rows are not enough for one step of 3 processes"),
-        ({"num_rows": 5, "world_size": 3, "drop_last": True}, "drop_last=False would take"),
+        ({"num_rows": 5, "world_size": 3, "drop_last": True}, "take a smaller batch, or an incomplete one"),
     ],
 )
 def test_numbers_out_of_range(arguments, message):

@@ -9,10 +9,11 @@ COMMANDS = [
     (r"^(\w+=\S+ )*pytest ", "tests themselves, run by `make test` and `make test-slow`"),
     (r"^(OMP_NUM_THREADS=1 )?python tests/", "tests themselves, run by `make test` and `make test-slow`"),
     (r"^python benchmarks/", "measures for minutes to hours; `make bench` runs them"),
-    (r"^ccrk demo", "11 minutes of processor time; tests/cli/test_demo.py runs a smaller one"),
+    (r"^ccrk demo", "7 minutes of processor time; tests/cli/test_demo.py runs a smaller one"),
     (r"^ccrk serve", "runs until it is ended; tests/serving/test_process.py starts and ends it"),
     (r"^curl ", "asks the running service; tests/serving/test_api.py asks all of its routes"),
     (r"^export CCRK_TOKEN", "sets what the service is started with; tests/serving/test_process.py does"),
+    (r"^ccrk publish (?!.*--dry-run)", "asks the Hub; tests/hub/test_publish.py publishes to one on this machine"),
     (r"^git |^cd |^source |^hf ", "a tool of others; nothing of ours is in it"),
     (r"ccrk_3m\.th", "a checkpoint of 2 GB on the Hub; tests/modeling/test_conversion_ccrk.py converts a small one"),
     (
@@ -24,6 +25,8 @@ COMMANDS = [
     (r"--where ", "columns of other galleries; tests/pipelines/test_search_command.py filters"),
     (r"--recipe small-gpu", "towers of the paper's size from the Hub; tests/trainer/test_recipes.py plans it"),
 ]
+
+WITH_A_HUB = "executed against a Hub on this machine by tests/hub/test_hub_page.py"
 
 # (page, a part of the block, the reason)
 BLOCKS = [

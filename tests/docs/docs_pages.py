@@ -18,6 +18,7 @@ PAGES = [
 ]
 NOTEBOOKS = sorted(ROOT.glob("examples/notebooks/*.ipynb"))
 RUN = "<!-- run -->"
+RUN_WITH_A_HUB = "<!-- run with a hub -->"  # by tests/hub/test_hub_page.py
 FENCE = re.compile(r"(?P<before>[^\n]*)\n```(?P<kind>\w+)\n(?P<body>.*?)\n```", re.DOTALL)
 
 
@@ -29,12 +30,14 @@ class Block:
         kind: the word behind the fence, such as python.
         body: what is inside.
         marked: whether the run mark stands above it, for `make test`.
+        hub: whether it is run against a Hub, elsewhere.
         output: what the page says that it prints: the text block right below it, if there is one.
     """
 
     kind: str
     body: str
     marked: bool
+    hub: bool
     output: str | None
 
     @property
@@ -58,7 +61,8 @@ def blocks(page: Path, *kinds: str) -> list[Block]:
         below = re.match(r"\n+```text\n(.*?)\n```", text[match.end() :], flags=re.DOTALL)
         output = below[1] if below and match["kind"] != "text" else None
         if not kinds or match["kind"] in kinds:
-            found.append(Block(match["kind"], match["body"], match["before"].strip() == RUN, output))
+            before = match["before"].strip()
+            found.append(Block(match["kind"], match["body"], before == RUN, before == RUN_WITH_A_HUB, output))
     return found
 
 

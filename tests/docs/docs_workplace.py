@@ -30,13 +30,15 @@ CAPTIONS = {
 }
 
 
-def build(folder: Path, tiny, root: Path) -> None:
+def build(folder: Path, tiny, root: Path, photos: int = 8, copies: int = 1) -> None:
     """Fills an empty folder.
 
     Args:
         folder: where to.
         tiny: the module tests/pipelines/tiny.py.
         root: of the checkout.
+        photos: how many there are.
+        copies: how often they are in train.jsonl, under other ids; the batch of a command is 64, of a recipe 256.
     """
     processor = tiny.build_processor()
     model = tiny.build_model(len(processor.tokenizer))
@@ -47,7 +49,7 @@ def build(folder: Path, tiny, root: Path) -> None:
         _save_image_tower(folder / name, architecture, arguments)
     for name in TEXT_TOWERS:
         _save_text_tower(folder / name, processor.tokenizer)
-    _write_data(folder, tiny)
+    _write_data(folder, tiny, photos, copies)
     fixture = root / "tests" / "fixtures" / "official_tiny"
     shutil.copy(fixture / "ccrk_official.th", folder / "small.th")
     shutil.copy(fixture / "config.json", folder / "sizes.json")
@@ -78,18 +80,20 @@ def _save_text_tower(folder: Path, tokenizer) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _write_data(folder: Path, tiny) -> None:
+def _write_data(folder: Path, tiny, photos: int, copies: int) -> None:
     (folder / "photos").mkdir()
-    lines, table = [], []
-    for number, photo in enumerate(tiny.build_photos(8)):
+    rows, table = [], []
+    drawn = [photo for seed in range(-(-photos // 8)) for photo in tiny.build_photos(8, seed)]
+    for number, photo in enumerate(drawn[:photos]):
         photo.save(folder / "photos" / f"{number}.png")
         texts = {tag: of_language[number % 4] for tag, of_language in CAPTIONS.items()}
         captions = {"en": [texts["en"], f"photo {number}"], "de": texts["de"]}
-        lines.append(json.dumps({"image": f"photos/{number}.png", "id": str(number), "captions": captions}))
+        rows.append({"image": f"photos/{number}.png", "id": str(number), "captions": captions})
         table += [(f"{number}.png", tag, text) for tag, text in texts.items()]
     photo.convert("RGB").save(folder / "dog.jpg")
-    for name in ("train", "val"):
-        (folder / f"{name}.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    many = [{**row, "id": f"{row['id']}-{copy}"} for copy in range(1, copies) for row in rows]
+    for name, written in (("train", rows + many), ("val", rows)):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, written)), encoding="utf-8")
     (folder / "captions.txt").write_text("\n".join(CAPTIONS["en"]), encoding="utf-8")
     with open(folder / "captions.csv", "w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("image", "language", "caption"), *table])

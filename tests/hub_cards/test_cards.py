@@ -257,6 +257,17 @@ def test_results_plots_and_weights_that_changed_are_refused(folder):
         check_card(folder)
 
 
+def test_an_evaluation_of_other_weights_makes_no_card(made, tmp_path, tmp_path_factory):
+    weights = {"model.safetensors": hashlib.sha256(b"weights").hexdigest()}
+    result = made.make_result()
+    result["settings"]["weights"] = weights
+    documents = read_runs(made.write_runs(tmp_path, result))
+    model_card(CardOptions("m"), documents, weights, {})
+    with pytest.raises(CardError, match="results/evaluation.json' is of other weights"):
+        model_card(CardOptions("m"), documents, {"model.safetensors": "0"}, {})
+    model_card(CardOptions("m", adapter=True), documents, {"adapter_model.safetensors": "0"}, {})  # measured merged
+
+
 def test_results_and_checksum_changed_together_are_refused(folder):
     """Whoever changes a result and its checksum still has to change every figure of it."""
     results, sources = folder / "results/evaluation.json", json.loads((folder / SOURCES).read_text())
