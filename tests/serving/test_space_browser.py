@@ -139,7 +139,9 @@ def test_mrv(browser, tmp_path, size):
         keep(page, f"space-mrv-{size['width']}")
         page.fill("#ranks textarea", RANKS)
         page.click("#measure")
-        page.wait_for_function("document.querySelector('#figures').innerText.includes('1 miss')")
+        page.wait_for_function(
+            "document.querySelector('#figures').innerText.includes('4 items in 3 languages, 1 miss')"
+        )
         wanted = mean_rank_variance(ROWS, misses="rank_k", top_k=50)
         for name in ("std", "variance", "mad"):
             assert page.locator(f"#figures #{name} b").inner_text() == f"{wanted[name]:.4f}"
@@ -150,6 +152,9 @@ def test_mrv(browser, tmp_path, size):
         page.click("#measure")
         playwright.expect(page.locator("#figures [role=alert]")).to_contain_text("line 2: 'x' in 'de' is no rank")
         keep(page, f"space-mrv-error-{size['width']}")
+        for path in ("gradio_api/file=app.py", "gradio_api/file=/etc/passwd", "gradio_api/monitoring/summary"):
+            with pytest.raises(urllib.error.HTTPError, match="403|404"):
+                urllib.request.urlopen(address + path)
 
 
 def test_recall(browser, tmp_path):
