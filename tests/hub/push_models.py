@@ -131,6 +131,7 @@ def adapter() -> None:
     trainer = training("adapter", base, lora="attention", lora_rank=2, save_strategy="no")
     trainer.train()
     trainer.push_to_hub()
+    trainer.model.push_to_hub("org/adapter-by-hand")
     seen["full"] = list(trainer.model.full_names)
     expect("adapter", plain_model(trainer.model).eval())
 

@@ -200,6 +200,9 @@ def test_adapters_know_what_learned_in_full(everything, place):
     repository = place.hub.store.repository("model", "org/adapter")
     _, entry = repository.entry("main", "adapter_config.json")
     assert json.loads(repository.content(entry))["base_model_name_or_path"] == "org/base"
+    by_hand = place.hub.store.repository("model", "org/adapter-by-hand")
+    weights = [one.entry("main", "adapter_model.safetensors")[1] for one in (repository, by_hand)]
+    assert weights[0] == weights[1], "model.push_to_hub has what learned in full too"
 
 
 @pytest.mark.slow
