@@ -196,6 +196,8 @@ def _left_out(folder: Path, path: Path, name: str, kind: str) -> str | None:
     """Why a file is not published; an empty text for the card of a model, which comes by itself."""
     if kind == "model" and name in (CARD, SOURCES):
         return ""
+    if kind == "model" and name == ADAPTER and (folder / CONFIG).is_file():
+        return "of adapters, beside a whole model: loaders would take the one for the other"
     if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
         return "a link out of the folder"
     if _hidden(path.name):

@@ -126,7 +126,7 @@ def _rerank(points: list[Mapping[str, Any]]) -> bytes:
         axes = _axes(figure, 1, len(panels), number)
         axes.plot(range(len(tops)), [scale * point[key] for point in points], "o-", color=color, markersize=4)
         axes.set_xticks(range(len(tops)), [str(top) for top in tops])
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.12 * scale * max(point[key] for point in points) or 1)
         axes.grid(axis="y", color=_GREY, linewidth=0.6)
         axes.set_xlabel("photos re-ranked", fontsize=9, color=_DARK)
         axes.set_ylabel(label, fontsize=9, color=_DARK)

@@ -33,7 +33,7 @@ from ccrk.hub_cards.collecting import (
     repository_type,
 )
 from ccrk.hub_cards.figures import CardError
-from ccrk.hub_cards.model_card import CardOptions
+from ccrk.hub_cards.model_card import CardOptions, adapter_class
 from ccrk.hub_cards.runs import EVALUATION, TRAINING_RUN
 from ccrk.metrics.files import weights_in
 
@@ -157,7 +157,7 @@ def make_plan(options: PublishOptions, attach: Callable[[Path], Mapping[str, byt
     if kind == "model":
         if attach is not None and (folder / CONFIG).is_file() and _lacks_pipeline(folder):
             collection.replace(attach(folder), "for those who load it without the package")
-        if (folder / ADAPTER).is_file():
+        if adapter_class(folder):
             collection.replace(_adapter_config(folder, options), "")
         card, verdict = _model_card(folder, options, remarks)
         collection.replace(card.files)
@@ -255,7 +255,7 @@ def _options(folder: Path, options: PublishOptions, before: Mapping[str, Any]) -
     given = {name: value for name, value in options.card.items() if value}
     given["texts"] = {**(kept.get("texts") or {}), **(given.get("texts") or {})}
     base = [options.base_model] if options.base_model else []
-    adapter = (folder / ADAPTER).is_file() and not (folder / CONFIG).is_file()
+    adapter = adapter_class(folder)
     if adapter and not base and not given.get("base_model") and not kept.get("base_model"):
         base = [_json(folder / ADAPTER)["base_model_name_or_path"]]
     more = {"base_model": base} if base else {}

@@ -19,7 +19,7 @@ from transformers.utils import PushInProgress
 import ccrk
 from ccrk.hub_cards.cards import model_card, read_runs, weights_in
 from ccrk.hub_cards.collecting import Entry, collect
-from ccrk.hub_cards.model_card import CardOptions
+from ccrk.hub_cards.model_card import CardOptions, adapter_class
 from ccrk.hub_cards.publishing import PublishOptions, is_own_text, make_plan
 from ccrk.hub_cards.runs import EVALUATION, TRAINING_RUN
 from ccrk.trainer.run_facts import training_facts
@@ -145,7 +145,7 @@ class CardWriting:
             datasets=_list(dataset_tags),
             languages=_list(language),
             tags=_list(tags),
-            adapter=bool(self.args.lora) and (folder / "adapter_config.json").exists(),
+            adapter=adapter_class(folder),
         )
         try:
             runs = self._write_runs(folder)

@@ -265,7 +265,9 @@ def test_an_evaluation_of_other_weights_makes_no_card(made, tmp_path, tmp_path_f
     model_card(CardOptions("m"), documents, weights, {})
     with pytest.raises(CardError, match="results/evaluation.json' is of other weights"):
         model_card(CardOptions("m"), documents, {"model.safetensors": "0"}, {})
-    model_card(CardOptions("m", adapter=True), documents, {"adapter_model.safetensors": "0"}, {})  # measured merged
+    model_card(
+        CardOptions("m", adapter="AutoModel"), documents, {"adapter_model.safetensors": "0"}, {}
+    )  # measured merged
 
 
 def test_results_and_checksum_changed_together_are_refused(folder):
