@@ -67,8 +67,8 @@ def run(args: argparse.Namespace) -> int:
         if not is_hub_error(error):
             raise
         if not args.dry_run:
-            raise ValueError(explain(error, options)) from error
-        plan.remarks.append(f"the Hub at {constants.ENDPOINT} was not compared with: {explain(error, options)}")
+            raise ValueError(f"{explain(error, options)}; nothing was published") from error
+        plan.remarks.append(f"what would change at {constants.ENDPOINT} is not known: {explain(error, options)}")
     print("\n".join(plan_lines(plan)))
     if args.dry_run:
         print("\ndry run: nothing was published")
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     except Exception as error:
         if not is_hub_error(error):
             raise
-        raise ValueError(explain(error, options)) from error
+        raise ValueError(f"{explain(error, options)}; nothing was published") from error
     print(f"\npublished: {url}" if url else "\nno commit was made: the repository has these files already")
     return 0
 

@@ -297,6 +297,11 @@ def _index(options: CardOptions, sources: Sources, file: str, number: int) -> li
     return found
 
 
+def leaderboard_file(benchmark: str) -> str:
+    """Path of the entry for the results page of a benchmark."""
+    return f".eval_results/{re.sub(r'[^A-Za-z0-9_-]+', '-', benchmark)}.yaml"
+
+
 def _leaderboard_files(options: CardOptions, documents: Mapping[str, Any]) -> dict[str, bytes]:
     """Entries for the results pages of benchmarks on the Hub: mean recall at 1, text to image, in percent."""
     entries: dict[str, list[EvalResultEntry]] = {}
@@ -311,7 +316,7 @@ def _leaderboard_files(options: CardOptions, documents: Mapping[str, Any]) -> di
             entry = EvalResultEntry(dataset_id=known["dataset"], task_id=known["task"], value=value, notes=notes)
             entries.setdefault(part["benchmark"], []).append(entry)
     return {
-        f".eval_results/{re.sub(r'[^A-Za-z0-9_-]+', '-', name)}.yaml": yaml.safe_dump(
+        leaderboard_file(name): yaml.safe_dump(
             eval_result_entries_to_yaml(of_one), sort_keys=False, allow_unicode=True
         ).encode()
         for name, of_one in entries.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -33,7 +34,7 @@ from ccrk.hub_cards.collecting import (
     repository_type,
 )
 from ccrk.hub_cards.figures import CardError
-from ccrk.hub_cards.model_card import CardOptions, adapter_class
+from ccrk.hub_cards.model_card import CardOptions, adapter_class, leaderboard_file
 from ccrk.hub_cards.runs import EVALUATION, TRAINING_RUN
 from ccrk.metrics.files import weights_in
 
@@ -41,10 +42,8 @@ LARGEST = 50 * 10**9
 """Bytes of the largest file that the Hub takes."""
 
 _DRAFT = re.compile(r"\[More Information Needed\]|generated automatically|generated_from_trainer")
-_STALE = re.compile(
-    r"(results|assets|\.eval_results)/.+|(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
-)
-"""Files that an earlier version of a model may have and this one has not: they are taken from the repository."""
+_STALE = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+"""Weights that an earlier version of a model may have and this one has not: they are taken from the repository."""
 
 
 @dataclass
@@ -183,8 +182,6 @@ def _adapter_config(folder: Path, options: PublishOptions) -> dict[str, bytes]:
     Raises:
         CardError: if the base is a folder of this machine.
     """
-    import json
-
     config = _json(folder / ADAPTER)
     base = options.base_model or config.get("base_model_name_or_path")
     if not base or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", base) or Path(base).exists():
@@ -391,7 +388,22 @@ def compare(plan: Plan, api) -> None:
         plan.exists = False
     plan.changed = [entry.path for entry in plan.entries if not _same(entry, there.get(entry.path))]
     if plan.kind == "model":
-        plan.removed = sorted(path for path in there if path not in plan.collection.entries and _STALE.fullmatch(path))
+        stale = {path for path in there if _STALE.fullmatch(path)} | _earlier_card(plan, api, there)
+        plan.removed = sorted(path for path in stale if path in there and path not in plan.collection.entries)
+
+
+def _earlier_card(plan: Plan, api, there: Mapping[str, Any]) -> set[str]:
+    """Files of the card that is there, by its own list: no others are taken away."""
+    if SOURCES not in there or SOURCES not in plan.collection.entries:
+        return set()
+    file = api.hf_hub_download(plan.options.repo, SOURCES, repo_type=plan.kind)
+    try:
+        sources = json.loads(Path(file).read_text(encoding="utf-8"))
+        boards = (leaderboard_file(name) for name in sources["options"].get("leaderboards") or ())
+        named = {*sources["results"], *sources["assets"]}
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return set()
+    return {name for name in named if re.fullmatch(r"(results|assets)/[\w.-]+", str(name))} | set(boards)
 
 
 def _same(entry: Entry, file: Any) -> bool:
@@ -474,5 +486,5 @@ def explain(error: Exception, options: PublishOptions) -> str:
             return f"the Hub does not know you{said}: {login}"
         if isinstance(error, RepositoryNotFoundError):
             return f"there is no repository '{options.repo}', or it is not yours to see: {login}"
-        return f"the Hub refused (status {status}){said}; nothing was published" if status else str(error)
-    return f"the Hub cannot be reached ({type(error).__name__}: {error}); nothing was published. Try again online"
+        return f"the Hub refused (status {status}){said}" if status else str(error)
+    return f"the Hub cannot be reached ({type(error).__name__}: {error})"

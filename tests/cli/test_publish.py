@@ -65,7 +65,7 @@ def test_dry_run_without_network_shows_the_plan(model, capsys):
     told = capsys.readouterr().out
     assert "ccr_retrieval.py" in told and "(for those who load it without the package)" in told
     assert "card: made of nothing: it says that nothing was measured" in told
-    assert "was not compared with: the Hub cannot be reached" in told
+    assert "is not known: the Hub cannot be reached" in told
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
 
 
@@ -271,4 +271,4 @@ def test_errors_hold_no_token():
 
     options = PublishOptions("folder", "org/thing")
     assert explain(LocalTokenNotFoundError("hf_secret"), options).startswith("you are not logged in")
-    assert "nothing was published" in explain(ConnectionError("refused"), options)
+    assert "cannot be reached" in explain(ConnectionError("refused"), options)
