@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ccrk.hub_cards.publishing import PublishOptions
 
 NAME = "publish"
 HELP = """Put a folder on the Hub: a model with its card, or a Space, a metric or a data set.
@@ -89,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_options(args: argparse.Namespace):
+def read_options(args: argparse.Namespace) -> PublishOptions:
     """The options of the command as those of `PublishOptions`.
 
     Raises:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ccrk.hub_cards.data_card import DataCardOptions, render_data_card
+from ccrk.hub_cards.data_card import DataCardOptions, check_facts, render_data_card
 from ccrk.hub_cards.figures import CardError, Figure, typed_figures
 from ccrk.hub_cards.model_card import CardOptions, RenderedCard, asset_name, documents_of, render_model_card
 from ccrk.hub_cards.plots import draw_plots
@@ -149,13 +149,17 @@ def dataset_card(options: DataCardOptions, facts: Mapping[str, Any]) -> Card:
     Raises:
         CardError: if facts are missing, or a figure has no source.
     """
-    from ccrk.hub_cards.data_card import check_facts
-
     documents = {"results/data.json": json.loads(dumps({"kind": "data", **check_facts(facts)}))}
     return _assemble("dataset", options, documents, {}, None)
 
 
-def _assemble(kind: str, options: Any, documents: Mapping[str, Any], assets: Mapping[str, bytes], weights) -> Card:
+def _assemble(
+    kind: str,
+    options: Any,
+    documents: Mapping[str, Any],
+    assets: Mapping[str, bytes],
+    weights: Mapping[str, str] | None,
+) -> Card:
     rendered = KINDS[kind][1](options, documents, assets)
     contents = {name: dumps(document) for name, document in documents.items()}
     sources = {

@@ -83,7 +83,7 @@ class CardOptions:
     texts: dict[str, str] = field(default_factory=dict)
     leaderboards: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         unknown = set(self.texts) - set(TEXTS)
         if unknown:
             raise CardError(f"a card has no text '{sorted(unknown)[0]}'; it has {', '.join(TEXTS)}")
@@ -292,7 +292,7 @@ def _index(options: CardOptions, sources: Sources, file: str, number: int) -> li
     languages = part["recall"]["languages"]
     for tag in languages if len(languages) > 1 else ():
         value = sources.number("percent", file, *at, "recall", "languages", tag, "ir@1")
-        named = {"metric_name": f"ir@1, {language_name(tag)}, %", "metric_value": value}
+        named: dict[str, Any] = {"metric_name": f"ir@1, {language_name(tag)}, %", "metric_value": value}
         found.append(EvalResult(**common, metric_type="recall", **named))
     return found
 

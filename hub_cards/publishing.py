@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi
+
 from ccrk.hub_cards.cards import (
     CARD,
     SOURCES,
@@ -80,7 +82,7 @@ class PublishOptions:
     card: dict[str, Any] = field(default_factory=dict)
     base_model: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         from huggingface_hub.utils import HFValidationError, validate_repo_id
 
         try:
@@ -337,8 +339,9 @@ def plan_lines(plan: Plan) -> list[str]:
     """The plan for a person to read."""
     options, entries = plan.options, plan.entries
     width = max(len(entry.path) for entry in entries)
-    state = {True: "there already", False: f"new, {'private' if options.private else 'public'}"}.get(plan.exists, "")
-    where = f"{plan.kind} {options.repo}" + (f" ({state})" if state else "")
+    new = f" (new, {'private' if options.private else 'public'})"
+    known = "" if plan.exists is None else " (there already)" if plan.exists else new
+    where = f"{plan.kind} {options.repo}{known}"
     branch = "a proposal (pull request)" if options.create_pr else f"branch {options.revision or 'main'}"
     lines = [f"{where}, {branch}, one commit: {plan.message}", ""]
     for entry in entries:
@@ -359,7 +362,7 @@ def plan_lines(plan: Plan) -> list[str]:
 # --- the Hub ---------------------------------------------------------------------------------------------------------
 
 
-def compare(plan: Plan, api) -> None:
+def compare(plan: Plan, api: HfApi) -> None:
     """Asks the repository what it has, and notes what would change. Nothing is written.
 
     Args:
@@ -372,7 +375,11 @@ def compare(plan: Plan, api) -> None:
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
     from huggingface_hub.hf_api import RepoFile
 
-    where = {"repo_id": plan.options.repo, "repo_type": plan.kind, "revision": plan.options.revision}
+    where: dict[str, Any] = {
+        "repo_id": plan.options.repo,
+        "repo_type": plan.kind,
+        "revision": plan.options.revision,
+    }
     there: dict[str, Any] = {}
     try:
         info = api.repo_info(plan.options.repo, repo_type=plan.kind)
@@ -392,7 +399,7 @@ def compare(plan: Plan, api) -> None:
         plan.removed = sorted(path for path in stale if path in there and path not in plan.collection.entries)
 
 
-def _earlier_card(plan: Plan, api, there: Mapping[str, Any]) -> set[str]:
+def _earlier_card(plan: Plan, api: HfApi, there: Mapping[str, Any]) -> set[str]:
     """Files of the card that is there, by its own list: no others are taken away."""
     if SOURCES not in there or SOURCES not in plan.collection.entries:
         return set()
@@ -423,7 +430,7 @@ def _same(entry: Entry, file: Any) -> bool:
     return digest.hexdigest() == expected
 
 
-def publish(plan: Plan, api) -> str | None:
+def publish(plan: Plan, api: HfApi) -> str | None:
     """Makes the repository and the branch where they do not exist, and commits what changed, in one commit.
 
     Args:
@@ -438,10 +445,11 @@ def publish(plan: Plan, api) -> str | None:
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    options, where = plan.options, {"repo_id": plan.options.repo, "repo_type": plan.kind}
+    options = plan.options
+    where: dict[str, Any] = {"repo_id": options.repo, "repo_type": plan.kind}
     if not plan.exists:
-        sdk = {"space_sdk": card_metadata(Path(options.folder)).get("sdk") or "static"} if plan.kind == "space" else {}
-        api.create_repo(**where, private=options.private, exist_ok=True, **sdk)
+        sdk = card_metadata(Path(options.folder)).get("sdk") or "static" if plan.kind == "space" else None
+        api.create_repo(**where, private=options.private, exist_ok=True, space_sdk=sdk)
     if options.revision and options.revision != "main":
         api.create_branch(**where, branch=options.revision, exist_ok=True)
     url = None
@@ -449,13 +457,8 @@ def publish(plan: Plan, api) -> str | None:
         changed = [entry for entry in plan.entries if plan.changed is None or entry.path in plan.changed]
         operations: list[Any] = [CommitOperationAdd(entry.path, entry.source) for entry in changed]
         operations += [CommitOperationDelete(path) for path in plan.removed]
-        done = api.create_commit(
-            **where,
-            operations=operations,
-            commit_message=plan.message,
-            revision=options.revision,
-            create_pr=options.create_pr or None,
-        )
+        more = {"commit_message": plan.message, "revision": options.revision, "create_pr": options.create_pr or None}
+        done = api.create_commit(operations=operations, **{**where, **more})
         url = done.pr_url if options.create_pr else done.commit_url
     if options.tag:
         api.create_tag(**where, tag=options.tag, revision=options.revision)

@@ -417,7 +417,8 @@ class TrainingRun:
         except OSError as error:
             logger.warning("there is no model card: %s", error)
             return
-        write_card(folder, CardOptions(name), runs)
+        if write_card(folder, CardOptions(name), runs):
+            say(f"the model card is {folder / 'README.md'}")
         adapter = adapter_class(folder / "adapter")
         if adapter:
             write_card(folder / "adapter", CardOptions(f"{name}-adapter", adapter=adapter), runs)
