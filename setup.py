@@ -43,6 +43,7 @@ CORE = [
     "sentencepiece>=0.2.3",
     "protobuf>=7.36.2",
     "tqdm>=4.70.1",
+    "jinja2>=3.1.6",  # fills the templates of cards; torch brings it, too
 ]
 DATASETS = "datasets>=5.2.0"
 RAY = "ray[data]>=2.60.0"

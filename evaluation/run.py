@@ -24,7 +24,7 @@ from ccrk.evaluation.benchmarks import Benchmark, benchmark_spec, load_benchmark
 from ccrk.evaluation.reranking import RERANK_SCORES
 from ccrk.evaluation.retrieval import evaluate_retrieval, report_lines
 from ccrk.evaluation.stages import PROTOCOLS
-from ccrk.metrics.files import write_whole
+from ccrk.metrics.files import weights_in, write_whole
 from ccrk.metrics.report import write_report
 
 OFFICIAL_TOP = 128
@@ -156,7 +156,9 @@ def _processes() -> tuple[int, int]:
 def _settings(options: EvaluationOptions, cost: dict[str, float]) -> dict[str, Any]:
     versions = {"ccrk": ccrk.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
     given = {name: value for name, value in asdict(options).items() if value not in (None, [], False)}
-    return {**given, "ties": "pessimistic", "rerank": options.depth, "bf16": options.bf16, **versions, **cost}
+    measured = {"ties": "pessimistic", "rerank": options.depth, "bf16": options.bf16}
+    weights = weights_in(options.model)  # a card takes figures of its own weights alone
+    return {**given, **measured, **({"weights": weights} if weights else {}), **versions, **cost}
 
 
 def _cpu_seconds() -> float:

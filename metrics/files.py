@@ -1,10 +1,25 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and the checksums that tie figures to weights."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 import tempfile
 from pathlib import Path
+
+WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors")
+"""Names of weight files in a model's folder."""
+
+
+def weights_in(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Weight files of a folder and their SHA-256: what an evaluation was of, and a card is of. None for a Hub id."""
+    found = {}
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        if WEIGHTS.fullmatch(path.name) and path.is_file():
+            with open(path, "rb") as file:
+                found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def write_whole(path: str | os.PathLike[str], text: str, what: str = "file") -> None:

@@ -21,7 +21,8 @@ from ccrk import CCRkForPreTraining, CCRkImageProcessor, CCRkModel, CCRkProcesso
 from ccrk.data.corpora import read_corpus, stream_corpus
 from ccrk.data.rows import CaptionDataset, first_captions, join_corpora
 from ccrk.evaluation.retrieval import evaluate_retrieval, greater_is_better, report_lines
-from ccrk.hub_cards.model_card import CardOptions
+from ccrk.hub_cards.cards import weights_in
+from ccrk.hub_cards.model_card import CardOptions, adapter_class
 from ccrk.hub_cards.runs import EVALUATION, TRAINING_RUN
 from ccrk.trainer.arguments_ccrk import CCRkTrainingArguments
 from ccrk.trainer.cards import versions_of_run, write_card, write_json
@@ -397,7 +398,8 @@ class TrainingRun:
         )
         print("\n".join(report_lines(report)))
         used = {"wall_s": round(time.perf_counter() - begun, 2), "rerank": rerank, "ties": "pessimistic"}
-        settings = {"data": self.options.eval, "first_captions": True, **used, **versions_of_run()}
+        settings = {"data": self.options.eval, "first_captions": True, "weights": weights_in(self.options.out), **used}
+        settings |= versions_of_run()
         report = {"cost": self.cost, "arguments": asdict(self.options), "settings": settings, **report}
         write_json(Path(self.options.out, EVALUATION), report)
         return report
@@ -415,6 +417,8 @@ class TrainingRun:
         except OSError as error:
             logger.warning("there is no model card: %s", error)
             return
-        write_card(folder, CardOptions(name), runs)
-        if (folder / "adapter" / "adapter_config.json").exists():
-            write_card(folder / "adapter", CardOptions(f"{name}-adapter", adapter=True), runs)
+        if write_card(folder, CardOptions(name), runs):
+            say(f"the model card is {folder / 'README.md'}")
+        adapter = adapter_class(folder / "adapter")
+        if adapter:
+            write_card(folder / "adapter", CardOptions(f"{name}-adapter", adapter=adapter), runs)

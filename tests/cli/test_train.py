@@ -18,6 +18,7 @@ from transformers import AutoModel, pipeline
 
 from ccrk import CCRkModel, CCRkRetrievalPipeline
 from ccrk.cli.main import build_parser, main
+from ccrk.hub_cards.cards import check_card
 from ccrk.trainer.options import FIELDS, GROUPS, option_table
 
 spec = importlib.util.spec_from_file_location("tiny", Path(__file__).parent.parent / "pipelines" / "tiny.py")
@@ -60,6 +61,11 @@ def test_train_evaluate_search(place, capsys):
     assert set(report["reranked"]["languages"]) == {"de", "en"}
     assert report["languages"]["en"]["queries"] == 6  # the first caption of each photo alone
     assert report["cost"]["cpu_s"] > 0
+    card = check_card(place / "out")
+    assert {"results/evaluation.json", "results/training.json"} <= set(card.files)
+    text = card.files["README.md"].decode()
+    assert "Trained on captions in English, German." in text and "| files | data.jsonl |" in text
+    assert "of the captions among 6 photos" in text and str(place) not in text
     search = pipeline("ccr-retrieval", model=str(place / "out"), gallery=place / "photos")
     assert len(search("boat 3", top_k=2, rerank=2)) == 2
 
@@ -84,6 +90,8 @@ def test_adapters_end_in_a_plain_model_and_in_a_folder(place):
     before, after = (load_file(place / name / "model.safetensors") for name in ("start", "out"))
     assert {"ccrk." + name for name in after if not name.startswith("ccrk.")} <= before.keys()
     assert (place / "out" / "adapter" / "adapter_model.safetensors").is_file()
+    card = check_card(place / "out" / "adapter")
+    assert card.options.adapter and "These are adapters" in card.files["README.md"].decode()
 
 
 def test_evaluation_during_training_chooses_and_stops(place, capsys):

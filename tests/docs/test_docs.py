@@ -241,6 +241,7 @@ def test_every_training_argument_has_its_default():
         ("index", "galleries"),
         ("search", "search"),
         ("serve", "serving"),
+        ("publish", "publishing"),
         ("space", "hub"),
         ("convert", "converting"),
     ],
