@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ccrk.hub_cards.publishing import PublishOptions
 
 NAME = "publish"
 HELP = """Put a folder on the Hub: a model with its card, or a Space, a metric or a data set.
@@ -67,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
         if not is_hub_error(error):
             raise
         if not args.dry_run:
-            raise ValueError(explain(error, options)) from error
-        plan.remarks.append(f"the Hub at {constants.ENDPOINT} was not compared with: {explain(error, options)}")
+            raise ValueError(f"{explain(error, options)}; nothing was published") from error
+        plan.remarks.append(f"what would change at {constants.ENDPOINT} is not known: {explain(error, options)}")
     print("\n".join(plan_lines(plan)))
     if args.dry_run:
         print("\ndry run: nothing was published")
@@ -84,12 +88,12 @@ def run(args: argparse.Namespace) -> int:
     except Exception as error:
         if not is_hub_error(error):
             raise
-        raise ValueError(explain(error, options)) from error
+        raise ValueError(f"{explain(error, options)}; nothing was published") from error
     print(f"\npublished: {url}" if url else "\nno commit was made: the repository has these files already")
     return 0
 
 
-def read_options(args: argparse.Namespace):
+def read_options(args: argparse.Namespace) -> PublishOptions:
     """The options of the command as those of `PublishOptions`.
 
     Raises:

@@ -252,7 +252,9 @@ def training_rows(sources: Sources, file: str) -> list[tuple[str, str]]:
     skipped = [f"{figure('count', 'data', 'skipped', cause)} × {escape(cause)}" for cause in data.get("skipped") or {}]
     rows.append(("left out", _joined(skipped)))
     if model.get("parameters") is not None:
-        trained = f"{figure('count', 'model', 'parameters')}, {figure('count', 'model', 'trained')} of them trained"
+        trained = (
+            f"{figure('count', 'model', 'parameters')}, of which {figure('count', 'model', 'trained')} were trained"
+        )
         rows.append(("parameters", trained))
     objectives = [
         f"{figure('text', 'objectives', n, 'name')} (weight {figure('place', 'objectives', n, 'weight')})"

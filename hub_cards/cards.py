@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ccrk.hub_cards.data_card import DataCardOptions, render_data_card
+from ccrk.hub_cards.data_card import DataCardOptions, check_facts, render_data_card
 from ccrk.hub_cards.figures import CardError, Figure, typed_figures
 from ccrk.hub_cards.model_card import CardOptions, RenderedCard, asset_name, documents_of, render_model_card
 from ccrk.hub_cards.plots import draw_plots
@@ -149,13 +149,17 @@ def dataset_card(options: DataCardOptions, facts: Mapping[str, Any]) -> Card:
     Raises:
         CardError: if facts are missing, or a figure has no source.
     """
-    from ccrk.hub_cards.data_card import check_facts
-
     documents = {"results/data.json": json.loads(dumps({"kind": "data", **check_facts(facts)}))}
     return _assemble("dataset", options, documents, {}, None)
 
 
-def _assemble(kind: str, options: Any, documents: Mapping[str, Any], assets: Mapping[str, bytes], weights) -> Card:
+def _assemble(
+    kind: str,
+    options: Any,
+    documents: Mapping[str, Any],
+    assets: Mapping[str, bytes],
+    weights: Mapping[str, str] | None,
+) -> Card:
     rendered = KINDS[kind][1](options, documents, assets)
     contents = {name: dumps(document) for name, document in documents.items()}
     sources = {
@@ -185,7 +189,7 @@ def card_files(folder: str | os.PathLike) -> list[str]:
         return []
     entries = [path.relative_to(folder).as_posix() for path in folder.glob(".eval_results/*.yaml")]
     safe = [name for name in named if re.fullmatch(r"(results|assets)/[\w.-]+", str(name))]
-    return [path for path in (CARD, SOURCES, *safe, *entries) if (folder / path).is_file()]
+    return [path for path in (CARD, SOURCES, *safe, *entries) if (folder / path).is_file() and _inside(folder, path)]
 
 
 def read_card(folder: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -201,7 +205,9 @@ def read_card(folder: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]
         raise CardError(f"'{folder / CARD}' has no {SOURCES} beside it, so its figures cannot be looked up") from None
     except (OSError, ValueError) as error:
         raise CardError(f"'{folder / SOURCES}' cannot be read: {error}") from None
-    if not isinstance(sources, dict) or sources.get("format") != FORMAT or sources.get("card") not in KINDS:
+    parts = {"options": dict, "weights": dict, "results": dict, "assets": dict, "figures": list, "made_by": str}
+    known = isinstance(sources, dict) and sources.get("format") == FORMAT and sources.get("card") in KINDS
+    if not known or not all(isinstance(sources.get(name), kind) for name, kind in parts.items()):
         raise CardError(f"'{folder / SOURCES}' is not of a card that this version knows (format {FORMAT})")
     documents = {}
     for name, expected in sources["results"].items():
@@ -215,9 +221,15 @@ def read_card(folder: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]
     return sources, documents
 
 
+def _inside(folder: Path, name: str) -> bool:
+    """Whether a file of a folder really lies in it, and is no link to somewhere else."""
+    path = folder / name
+    return not path.is_symlink() and path.resolve().is_relative_to(folder.resolve())
+
+
 def _read(folder: Path, name: str, pattern: str) -> bytes:
     """A file of a card; a card from elsewhere may name no other."""
-    if not re.fullmatch(pattern, name) or (folder / name).is_symlink():
+    if not re.fullmatch(pattern, name) or not _inside(folder, name):
         raise CardError(f"'{folder / SOURCES}' names '{name}', which is no file of a card")
     try:
         return (folder / name).read_bytes()
@@ -242,14 +254,17 @@ def check_card(folder: str | os.PathLike) -> Card:
     kind, render_card = KINDS[sources["card"]]
     try:
         options = kind(**sources["options"])
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise CardError(f"'{folder / SOURCES}' holds options that this version does not know: {error}") from None
     text = _read(folder, CARD, "README\\.md").decode("utf-8", "replace")
     assets = {name: _read(folder, name, r"assets/[\w.-]+\.png") for name in sources["assets"]}
     for name, content in assets.items():
         if sha256(content) != sources["assets"][name]:
             raise CardError(f"'{folder / name}' was changed after the card was made: draw it anew")
-    card = _assemble(sources["card"], options, documents, assets, sources["weights"])
+    try:
+        card = _assemble(sources["card"], options, documents, assets, sources["weights"])
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CardError(f"the results files of '{folder}' do not hold what a card is made of: {error!r}") from None
     _compare(text, card.files[CARD].decode(), card.figures, sources["made_by"])
     _compare_figures(sources["figures"], card.figures)
     for name, content in card.files.items():

@@ -6,7 +6,7 @@ import ast
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,7 +159,7 @@ def collect(folder: Path, kind: str) -> Collection:
     return found
 
 
-def _walk(folder: Path, found: Collection, deep: bool):
+def _walk(folder: Path, found: Collection, deep: bool) -> Iterator[Path]:
     """Files in order; folders that are left out as a whole are noted."""
     for path in sorted(folder.iterdir()):
         name = path.name
@@ -197,6 +197,8 @@ def _left_out(folder: Path, path: Path, name: str, kind: str) -> str | None:
     """Why a file is not published; an empty text for the card of a model, which comes by itself."""
     if kind == "model" and name in (CARD, SOURCES):
         return ""
+    if kind == "model" and name == ADAPTER and (folder / CONFIG).is_file():
+        return "of adapters, beside a whole model: loaders would take the one for the other"
     if path.is_symlink() and not path.resolve().is_relative_to(folder.resolve()):
         return "a link out of the folder"
     if _hidden(path.name):
@@ -308,8 +310,8 @@ def _imports(file: Path) -> set[str]:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except SyntaxError as error:
         raise CardError(f"'{file}' is no Python: {error}") from None
-    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1 and node.module)
-    return {f"{node.module.partition('.')[0]}.py" for node in nodes}
+    nodes = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1)
+    return {f"{node.module.partition('.')[0]}.py" for node in nodes if node.module}
 
 
 # --- checks ---------------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import DatasetCard, DatasetCardData
 
 from ccrk.hub_cards.figures import CardError, Sources, escape, fill, named
+from ccrk.hub_cards.model_card import RenderedCard, template
 
 DATA = "results/data.json"
 SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
@@ -39,7 +40,7 @@ class DataCardOptions:
     tags: list[str] = field(default_factory=list)
     texts: dict[str, str] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         unknown = set(self.texts) - {"what", "limits"}
         if unknown:
             raise CardError(f"the card of a data set has no text '{sorted(unknown)[0]}'; it has what, limits")
@@ -79,14 +80,14 @@ def check_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {**facts, "texts": texts, "captions_per_photo": texts / facts["rows"]}
 
 
-def render_data_card(options: DataCardOptions, documents: Mapping[str, Any], assets: Iterable[str] = ()):
+def render_data_card(
+    options: DataCardOptions, documents: Mapping[str, Any], assets: Iterable[str] = ()
+) -> RenderedCard:
     """Fills the template; see `model_card.render_model_card`.
 
     Raises:
         CardError: if a figure has no source.
     """
-    from ccrk.hub_cards.model_card import RenderedCard, template
-
     sources = Sources(documents)
     facts = sources.value(DATA)
     tags = sorted({tag.split("-")[0].lower() for tag in facts["captions"]})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -33,8 +36,11 @@ TEXTS = ("what", "intended_use", "limits")
 
 PLOTS = {
     "recall": ("recall", "Recall at 1 by language, with 95 % intervals"),
-    "spread": ("consistency", "How far the rank of a photo varies over languages"),
-    "growth": ("consistency", "MRV over more and more languages"),
+    "spread": ("consistency", "Share of the photos by how far their rank varies over languages"),
+    "growth": (
+        "consistency",
+        "MRV over more and more languages, the closest first, and of as many languages in the mean",
+    ),
     "rerank": ("reranking", "Recall and MRV by the number of photos re-ranked"),
 }
 
@@ -59,7 +65,8 @@ class CardOptions:
         datasets: Hub ids of the training data.
         languages: tags for the metadata; by default those that were trained or measured.
         tags: further tags.
-        adapter: the folder holds adapters, not a model.
+        adapter: empty for a model; for adapters the auto class that loads what they are put onto, see
+            `adapter_class`.
         texts: Markdown in the place of a standard text: `what`, `intended_use` or `limits`.
         leaderboards: benchmark -> `dataset` and `task` on the Hub, whose results page takes an entry.
     """
@@ -72,11 +79,11 @@ class CardOptions:
     datasets: list[str] = field(default_factory=list)
     languages: list[str] = field(default_factory=list)
     tags: list[str] = field(default_factory=list)
-    adapter: bool = False
+    adapter: str = ""
     texts: dict[str, str] = field(default_factory=dict)
     leaderboards: dict[str, dict[str, str]] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         unknown = set(self.texts) - set(TEXTS)
         if unknown:
             raise CardError(f"a card has no text '{sorted(unknown)[0]}'; it has {', '.join(TEXTS)}")
@@ -98,6 +105,19 @@ class RenderedCard:
     text: str
     figures: list[Figure]
     files: dict[str, bytes] = field(default_factory=dict)
+
+
+def adapter_class(folder: str | os.PathLike[str]) -> str:
+    """The auto class that loads the base of the adapters in a folder; empty for a folder with a whole model."""
+    folder = Path(folder)
+    if (folder / "config.json").is_file():
+        return ""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    base = (config.get("auto_mapping") or {}).get("base_model_class") or ""
+    return "AutoModelForPreTraining" if base.endswith("ForPreTraining") else "AutoModel"
 
 
 def template(name: str) -> str:
@@ -272,9 +292,14 @@ def _index(options: CardOptions, sources: Sources, file: str, number: int) -> li
     languages = part["recall"]["languages"]
     for tag in languages if len(languages) > 1 else ():
         value = sources.number("percent", file, *at, "recall", "languages", tag, "ir@1")
-        named = {"metric_name": f"ir@1, {language_name(tag)}, %", "metric_value": value}
+        named: dict[str, Any] = {"metric_name": f"ir@1, {language_name(tag)}, %", "metric_value": value}
         found.append(EvalResult(**common, metric_type="recall", **named))
     return found
+
+
+def leaderboard_file(benchmark: str) -> str:
+    """Path of the entry for the results page of a benchmark."""
+    return f".eval_results/{re.sub(r'[^A-Za-z0-9_-]+', '-', benchmark)}.yaml"
 
 
 def _leaderboard_files(options: CardOptions, documents: Mapping[str, Any]) -> dict[str, bytes]:
@@ -291,7 +316,7 @@ def _leaderboard_files(options: CardOptions, documents: Mapping[str, Any]) -> di
             entry = EvalResultEntry(dataset_id=known["dataset"], task_id=known["task"], value=value, notes=notes)
             entries.setdefault(part["benchmark"], []).append(entry)
     return {
-        f".eval_results/{re.sub(r'[^A-Za-z0-9_-]+', '-', name)}.yaml": yaml.safe_dump(
+        leaderboard_file(name): yaml.safe_dump(
             eval_result_entries_to_yaml(of_one), sort_keys=False, allow_unicode=True
         ).encode()
         for name, of_one in entries.items()

@@ -34,7 +34,7 @@ def draw_plots(part: Mapping[str, Any]) -> dict[str, bytes]:
     return {name: draw(data) for name, (data, draw) in wanted.items() if data}
 
 
-def _figure(width: float, height: float):
+def _figure(width: float, height: float) -> Any:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -43,7 +43,7 @@ def _figure(width: float, height: float):
     return figure
 
 
-def _axes(figure, *place):
+def _axes(figure: Any, *place: int) -> Any:
     axes = figure.add_subplot(*place)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -54,7 +54,7 @@ def _axes(figure, *place):
     return axes
 
 
-def _png(figure) -> bytes:
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})  # a version there would change equal plots
     return buffer.getvalue()
@@ -126,7 +126,7 @@ def _rerank(points: list[Mapping[str, Any]]) -> bytes:
         axes = _axes(figure, 1, len(panels), number)
         axes.plot(range(len(tops)), [scale * point[key] for point in points], "o-", color=color, markersize=4)
         axes.set_xticks(range(len(tops)), [str(top) for top in tops])
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.12 * scale * max(point[key] for point in points) or 1)
         axes.grid(axis="y", color=_GREY, linewidth=0.6)
         axes.set_xlabel("photos re-ranked", fontsize=9, color=_DARK)
         axes.set_ylabel(label, fontsize=9, color=_DARK)

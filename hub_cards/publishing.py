@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import HfApi
 
 from ccrk.hub_cards.cards import (
     CARD,
@@ -33,7 +36,7 @@ from ccrk.hub_cards.collecting import (
     repository_type,
 )
 from ccrk.hub_cards.figures import CardError
-from ccrk.hub_cards.model_card import CardOptions
+from ccrk.hub_cards.model_card import CardOptions, adapter_class, leaderboard_file
 from ccrk.hub_cards.runs import EVALUATION, TRAINING_RUN
 from ccrk.metrics.files import weights_in
 
@@ -41,10 +44,8 @@ LARGEST = 50 * 10**9
 """Bytes of the largest file that the Hub takes."""
 
 _DRAFT = re.compile(r"\[More Information Needed\]|generated automatically|generated_from_trainer")
-_STALE = re.compile(
-    r"(results|assets|\.eval_results)/.+|(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?"
-)
-"""Files that an earlier version of a model may have and this one has not: they are taken from the repository."""
+_STALE = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+"""Weights that an earlier version of a model may have and this one has not: they are taken from the repository."""
 
 
 @dataclass
@@ -81,7 +82,7 @@ class PublishOptions:
     card: dict[str, Any] = field(default_factory=dict)
     base_model: str | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         from huggingface_hub.utils import HFValidationError, validate_repo_id
 
         try:
@@ -157,7 +158,7 @@ def make_plan(options: PublishOptions, attach: Callable[[Path], Mapping[str, byt
     if kind == "model":
         if attach is not None and (folder / CONFIG).is_file() and _lacks_pipeline(folder):
             collection.replace(attach(folder), "for those who load it without the package")
-        if (folder / ADAPTER).is_file():
+        if adapter_class(folder):
             collection.replace(_adapter_config(folder, options), "")
         card, verdict = _model_card(folder, options, remarks)
         collection.replace(card.files)
@@ -183,8 +184,6 @@ def _adapter_config(folder: Path, options: PublishOptions) -> dict[str, bytes]:
     Raises:
         CardError: if the base is a folder of this machine.
     """
-    import json
-
     config = _json(folder / ADAPTER)
     base = options.base_model or config.get("base_model_name_or_path")
     if not base or not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", base) or Path(base).exists():
@@ -255,7 +254,7 @@ def _options(folder: Path, options: PublishOptions, before: Mapping[str, Any]) -
     given = {name: value for name, value in options.card.items() if value}
     given["texts"] = {**(kept.get("texts") or {}), **(given.get("texts") or {})}
     base = [options.base_model] if options.base_model else []
-    adapter = (folder / ADAPTER).is_file() and not (folder / CONFIG).is_file()
+    adapter = adapter_class(folder)
     if adapter and not base and not given.get("base_model") and not kept.get("base_model"):
         base = [_json(folder / ADAPTER)["base_model_name_or_path"]]
     more = {"base_model": base} if base else {}
@@ -340,8 +339,9 @@ def plan_lines(plan: Plan) -> list[str]:
     """The plan for a person to read."""
     options, entries = plan.options, plan.entries
     width = max(len(entry.path) for entry in entries)
-    state = {True: "there already", False: f"new, {'private' if options.private else 'public'}"}.get(plan.exists, "")
-    where = f"{plan.kind} {options.repo}" + (f" ({state})" if state else "")
+    new = f" (new, {'private' if options.private else 'public'})"
+    known = "" if plan.exists is None else " (there already)" if plan.exists else new
+    where = f"{plan.kind} {options.repo}{known}"
     branch = "a proposal (pull request)" if options.create_pr else f"branch {options.revision or 'main'}"
     lines = [f"{where}, {branch}, one commit: {plan.message}", ""]
     for entry in entries:
@@ -362,7 +362,7 @@ def plan_lines(plan: Plan) -> list[str]:
 # --- the Hub ---------------------------------------------------------------------------------------------------------
 
 
-def compare(plan: Plan, api) -> None:
+def compare(plan: Plan, api: HfApi) -> None:
     """Asks the repository what it has, and notes what would change. Nothing is written.
 
     Args:
@@ -375,7 +375,11 @@ def compare(plan: Plan, api) -> None:
     from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
     from huggingface_hub.hf_api import RepoFile
 
-    where = {"repo_id": plan.options.repo, "repo_type": plan.kind, "revision": plan.options.revision}
+    where: dict[str, Any] = {
+        "repo_id": plan.options.repo,
+        "repo_type": plan.kind,
+        "revision": plan.options.revision,
+    }
     there: dict[str, Any] = {}
     try:
         info = api.repo_info(plan.options.repo, repo_type=plan.kind)
@@ -391,7 +395,22 @@ def compare(plan: Plan, api) -> None:
         plan.exists = False
     plan.changed = [entry.path for entry in plan.entries if not _same(entry, there.get(entry.path))]
     if plan.kind == "model":
-        plan.removed = sorted(path for path in there if path not in plan.collection.entries and _STALE.fullmatch(path))
+        stale = {path for path in there if _STALE.fullmatch(path)} | _earlier_card(plan, api, there)
+        plan.removed = sorted(path for path in stale if path in there and path not in plan.collection.entries)
+
+
+def _earlier_card(plan: Plan, api: HfApi, there: Mapping[str, Any]) -> set[str]:
+    """Files of the card that is there, by its own list: no others are taken away."""
+    if SOURCES not in there or SOURCES not in plan.collection.entries:
+        return set()
+    file = api.hf_hub_download(plan.options.repo, SOURCES, repo_type=plan.kind)
+    try:
+        sources = json.loads(Path(file).read_text(encoding="utf-8"))
+        boards = (leaderboard_file(name) for name in sources["options"].get("leaderboards") or ())
+        named = {*sources["results"], *sources["assets"]}
+    except (ValueError, KeyError, AttributeError, TypeError):
+        return set()
+    return {name for name in named if re.fullmatch(r"(results|assets)/[\w.-]+", str(name))} | set(boards)
 
 
 def _same(entry: Entry, file: Any) -> bool:
@@ -411,7 +430,7 @@ def _same(entry: Entry, file: Any) -> bool:
     return digest.hexdigest() == expected
 
 
-def publish(plan: Plan, api) -> str | None:
+def publish(plan: Plan, api: HfApi) -> str | None:
     """Makes the repository and the branch where they do not exist, and commits what changed, in one commit.
 
     Args:
@@ -426,10 +445,11 @@ def publish(plan: Plan, api) -> str | None:
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-    options, where = plan.options, {"repo_id": plan.options.repo, "repo_type": plan.kind}
+    options = plan.options
+    where: dict[str, Any] = {"repo_id": options.repo, "repo_type": plan.kind}
     if not plan.exists:
-        sdk = {"space_sdk": card_metadata(Path(options.folder)).get("sdk") or "static"} if plan.kind == "space" else {}
-        api.create_repo(**where, private=options.private, exist_ok=True, **sdk)
+        sdk = card_metadata(Path(options.folder)).get("sdk") or "static" if plan.kind == "space" else None
+        api.create_repo(**where, private=options.private, exist_ok=True, space_sdk=sdk)
     if options.revision and options.revision != "main":
         api.create_branch(**where, branch=options.revision, exist_ok=True)
     url = None
@@ -437,13 +457,8 @@ def publish(plan: Plan, api) -> str | None:
         changed = [entry for entry in plan.entries if plan.changed is None or entry.path in plan.changed]
         operations: list[Any] = [CommitOperationAdd(entry.path, entry.source) for entry in changed]
         operations += [CommitOperationDelete(path) for path in plan.removed]
-        done = api.create_commit(
-            **where,
-            operations=operations,
-            commit_message=plan.message,
-            revision=options.revision,
-            create_pr=options.create_pr or None,
-        )
+        more = {"commit_message": plan.message, "revision": options.revision, "create_pr": options.create_pr or None}
+        done = api.create_commit(operations=operations, **{**where, **more})
         url = done.pr_url if options.create_pr else done.commit_url
     if options.tag:
         api.create_tag(**where, tag=options.tag, revision=options.revision)
@@ -474,5 +489,5 @@ def explain(error: Exception, options: PublishOptions) -> str:
             return f"the Hub does not know you{said}: {login}"
         if isinstance(error, RepositoryNotFoundError):
             return f"there is no repository '{options.repo}', or it is not yours to see: {login}"
-        return f"the Hub refused (status {status}){said}; nothing was published" if status else str(error)
-    return f"the Hub cannot be reached ({type(error).__name__}: {error}); nothing was published. Try again online"
+        return f"the Hub refused (status {status}){said}" if status else str(error)
+    return f"the Hub cannot be reached ({type(error).__name__}: {error})"

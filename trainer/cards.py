@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -19,11 +19,16 @@ from transformers.utils import PushInProgress
 import ccrk
 from ccrk.hub_cards.cards import model_card, read_runs, weights_in
 from ccrk.hub_cards.collecting import Entry, collect
-from ccrk.hub_cards.model_card import CardOptions
+from ccrk.hub_cards.model_card import CardOptions, adapter_class
 from ccrk.hub_cards.publishing import PublishOptions, is_own_text, make_plan
 from ccrk.hub_cards.runs import EVALUATION, TRAINING_RUN
 from ccrk.trainer.run_facts import training_facts
 from ccrk.trainer.summary import write_atomically
+
+if TYPE_CHECKING:
+    from transformers import Trainer as _Mixed  # what the mixin is mixed into
+else:
+    _Mixed = object
 
 logger = logging.getLogger(__name__)
 
@@ -71,12 +76,14 @@ def write_card(folder: str | os.PathLike, options: CardOptions, runs: Sequence[s
     return True
 
 
-class CardWriting:
+class CardWriting(_Mixed):
     """What a [`CCRkTrainer`] knows of its weights' figures, and the card that it makes of them; a mixin.
 
     An evaluation counts for a card only if it was of the weights that the model has then: those of the last step, or
     of the best one where that was loaded.
     """
+
+    push_in_progress: Any
 
     def _remember(self, report: Mapping[str, Any], name: str) -> None:
         """Keeps a report of `evaluate_retrieval` under the step and the name of the evaluation set."""
@@ -145,7 +152,7 @@ class CardWriting:
             datasets=_list(dataset_tags),
             languages=_list(language),
             tags=_list(tags),
-            adapter=bool(self.args.lora) and (folder / "adapter_config.json").exists(),
+            adapter=adapter_class(folder),
         )
         try:
             runs = self._write_runs(folder)
@@ -210,13 +217,9 @@ class CardWriting:
     def _commit(self, entries, message: str, token: str | None, revision: str | None, blocking: bool):
         if revision is not None:
             HfApi(token=token).create_branch(self.hub_model_id, branch=revision, exist_ok=True)
-        return HfApi(token=token).create_commit(
-            repo_id=self.hub_model_id,
-            operations=[CommitOperationAdd(entry.path, entry.source) for entry in entries],
-            commit_message=message,
-            revision=revision,
-            run_as_future=not blocking,
-        )
+        operations = [CommitOperationAdd(entry.path, entry.source) for entry in entries]
+        options: dict[str, Any] = {"commit_message": message, "revision": revision, "run_as_future": not blocking}
+        return HfApi(token=token).create_commit(self.hub_model_id, operations, **options)
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         """Puts the model of a checkpoint on the Hub, without the state of the training and without waiting.

@@ -22,7 +22,7 @@ from ccrk.data.corpora import read_corpus, stream_corpus
 from ccrk.data.rows import CaptionDataset, first_captions, join_corpora
 from ccrk.evaluation.retrieval import evaluate_retrieval, greater_is_better, report_lines
 from ccrk.hub_cards.cards import weights_in
-from ccrk.hub_cards.model_card import CardOptions
+from ccrk.hub_cards.model_card import CardOptions, adapter_class
 from ccrk.hub_cards.runs import EVALUATION, TRAINING_RUN
 from ccrk.trainer.arguments_ccrk import CCRkTrainingArguments
 from ccrk.trainer.cards import versions_of_run, write_card, write_json
@@ -417,6 +417,8 @@ class TrainingRun:
         except OSError as error:
             logger.warning("there is no model card: %s", error)
             return
-        write_card(folder, CardOptions(name), runs)
-        if (folder / "adapter" / "adapter_config.json").exists():
-            write_card(folder / "adapter", CardOptions(f"{name}-adapter", adapter=True), runs)
+        if write_card(folder, CardOptions(name), runs):
+            say(f"the model card is {folder / 'README.md'}")
+        adapter = adapter_class(folder / "adapter")
+        if adapter:
+            write_card(folder / "adapter", CardOptions(f"{name}-adapter", adapter=adapter), runs)

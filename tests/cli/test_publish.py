@@ -65,7 +65,7 @@ def test_dry_run_without_network_shows_the_plan(model, capsys):
     told = capsys.readouterr().out
     assert "ccr_retrieval.py" in told and "(for those who load it without the package)" in told
     assert "card: made of nothing: it says that nothing was measured" in told
-    assert "was not compared with: the Hub cannot be reached" in told
+    assert "is not known: the Hub cannot be reached" in told
     assert {path.name: path.read_bytes() for path in model.iterdir()} == before
 
 
@@ -88,6 +88,7 @@ def test_what_does_not_belong_stays_and_says_why(model, tmp_path):
     (tmp_path / "private.txt").write_text("mine")
     (model / "link.json").symlink_to(tmp_path / "private.txt")
     (model / "out").symlink_to(tmp_path)
+    (model / "adapter_config.json").write_text("{}")
     for name in (
         "optimizer.pt",
         "training_args.bin",
@@ -106,6 +107,7 @@ def test_what_does_not_belong_stays_and_says_why(model, tmp_path):
     assert why[".env"] == "hidden" and why["notes.txt"] == "no part of a model"
     assert why["helper.py"] == "code that the model does not use"
     assert why["model-00001-of-00009.safetensors"] == "weights that the index does not name"
+    assert why["adapter_config.json"].startswith("of adapters, beside a whole model")
     assert "checkpoint-10/" in why and "feature_cache/" in why
     assert not set(why) & set(found.entries)
 
@@ -269,4 +271,4 @@ def test_errors_hold_no_token():
 
     options = PublishOptions("folder", "org/thing")
     assert explain(LocalTokenNotFoundError("hf_secret"), options).startswith("you are not logged in")
-    assert "nothing was published" in explain(ConnectionError("refused"), options)
+    assert "cannot be reached" in explain(ConnectionError("refused"), options)

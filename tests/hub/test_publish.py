@@ -56,6 +56,10 @@ text = (copy / "README.md").read_text()
 seen["refused"] = run(copy, "org/photos", "--yes")
 seen["at the end"] = commits()
 seen["texts"] = {str(p.relative_to(here)): p.read_text(errors="replace") for p in Path(here).rglob("*") if p.is_file()}
+api.upload_file(repo_id="org/photos", path_or_fileobj=b"mine", path_in_repo="results/mine.txt")
+(model / "evaluation.json").unlink()
+seen["unmeasured"] = run(*mine, "--message", "Not measured")
+seen["files then"] = api.list_repo_files("org/photos")
 seen["default"] = run(model, "org/ccrk", "--yes")
 from transformers import pipeline
 search = pipeline("ccr-retrieval", gallery=["a green tree", "the sun"])  # no model is named: org/ccrk
@@ -132,6 +136,11 @@ def test_publishing(hub, client, home, model, made):
     assert seen["refused"][0] == 2 and "the figure '12.5' has no source" in seen["refused"][2]
     assert seen["at the end"] == seen["after licence"] and not seen["secret told"]
     assert seen["nobody"][0] == 2 and "you are not logged in: log in with `hf auth login`" in seen["nobody"][2]
+
+    # what the earlier card had goes with it, in the same commit; what somebody else put there stays
+    assert "taken from the repository:" in seen["unmeasured"][1]
+    assert "results/evaluation.json" not in seen["files then"] and "results/mine.txt" in seen["files then"]
+    assert not [name for name in seen["files then"] if name.startswith("assets/")]
 
     assert seen["default"][0] == 0 and seen["found"] == "the sun"
 

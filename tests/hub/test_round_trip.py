@@ -154,7 +154,9 @@ def test_searches_are_equal(everything):
 
 @pytest.mark.slow
 def test_revisions_have_their_own_weights_and_code(everything, place):
-    assert place.titles("org/moving") == ["Upload CCRkRetrievalPipeline"] * 2 + ["initial commit"]
+    first = ["Upload CCRkRetrievalPipeline", "initial commit"]
+    for branch in ("main", "trial"):  # weights alone, onto a repository with the pipeline, which it stays
+        assert place.titles("org/moving", branch) == ["Upload CCRkForPreTraining", *first]
     wanted = everything["wanted"]
     for one, other in (("moving-v1", "moving-trial"), ("moving-v1", "moving-main"), ("moving-trial", "moving-main")):
         assert not torch.allclose(wanted[one]["match"], wanted[other]["match"], atol=1e-3)
@@ -198,6 +200,9 @@ def test_adapters_know_what_learned_in_full(everything, place):
     repository = place.hub.store.repository("model", "org/adapter")
     _, entry = repository.entry("main", "adapter_config.json")
     assert json.loads(repository.content(entry))["base_model_name_or_path"] == "org/base"
+    by_hand = place.hub.store.repository("model", "org/adapter-by-hand")
+    weights = [one.entry("main", "adapter_model.safetensors")[1] for one in (repository, by_hand)]
+    assert weights[0] == weights[1], "model.push_to_hub has what learned in full too"
 
 
 @pytest.mark.slow

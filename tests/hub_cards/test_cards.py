@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 
 import pytest
 import yaml
@@ -265,7 +266,9 @@ def test_an_evaluation_of_other_weights_makes_no_card(made, tmp_path, tmp_path_f
     model_card(CardOptions("m"), documents, weights, {})
     with pytest.raises(CardError, match="results/evaluation.json' is of other weights"):
         model_card(CardOptions("m"), documents, {"model.safetensors": "0"}, {})
-    model_card(CardOptions("m", adapter=True), documents, {"adapter_model.safetensors": "0"}, {})  # measured merged
+    model_card(
+        CardOptions("m", adapter="AutoModel"), documents, {"adapter_model.safetensors": "0"}, {}
+    )  # measured merged
 
 
 def test_results_and_checksum_changed_together_are_refused(folder):
@@ -288,6 +291,35 @@ def test_a_card_from_elsewhere_reads_no_other_files(folder, name):
     sources = json.loads((folder / SOURCES).read_text())
     sources["results"] = {name: ""}
     (folder / SOURCES).write_text(json.dumps(sources))
+    with pytest.raises(CardError, match="is no file of a card"):
+        check_card(folder)
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [("options", {"texts": []}), ("options", {"nme": 1}), ("results", []), ("figures", None), ("card", "x")],
+)
+def test_broken_sources_are_an_error_in_words(folder, part, value):
+    sources = json.loads((folder / SOURCES).read_text())
+    sources[part] = {**sources[part], **value} if isinstance(value, dict) else value
+    (folder / SOURCES).write_text(json.dumps(sources))
+    with pytest.raises(CardError):
+        check_card(folder)
+
+
+def test_results_that_lack_what_a_card_shows(folder):
+    results, sources = folder / "results/evaluation.json", json.loads((folder / SOURCES).read_text())
+    results.write_text(json.dumps({"kind": "evaluation", "results": [{"settings": {}}]}))
+    sources["results"]["results/evaluation.json"] = hashlib.sha256(results.read_bytes()).hexdigest()
+    (folder / SOURCES).write_text(json.dumps(sources))
+    with pytest.raises(CardError, match="do not hold what a card is made of"):
+        check_card(folder)
+
+
+def test_a_folder_of_results_elsewhere_is_not_read(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other") / "results"
+    (folder / "results").rename(other)
+    (folder / "results").symlink_to(other)
     with pytest.raises(CardError, match="is no file of a card"):
         check_card(folder)
 
@@ -353,3 +385,16 @@ def test_the_card_of_a_data_set(tmp_path):
 def test_facts_of_a_data_set_are_counts(change, message):
     with pytest.raises(CardError, match=message):
         dataset_card(DataCardOptions("d"), {**FACTS, **change})
+
+
+# --- without what is optional ---------------------------------------------------------------------------------------
+
+
+def test_without_matplotlib_and_scipy_there_are_the_figures_alone(made, tmp_path, monkeypatch):
+    for name in ("matplotlib", "scipy", "scipy.stats"):
+        monkeypatch.setitem(sys.modules, name, None)  # `import` of it raises ModuleNotFoundError
+    made_card = model_card(CardOptions("m"), read_runs(made.write_runs(tmp_path)))
+    text = made_card.files[CARD].decode()
+    assert "**MRV " in text and "95 %" not in text and not [name for name in made_card.files if "assets" in name]
+    made_card.write(tmp_path)
+    check_card(tmp_path)
