@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from ccrk.hub_cards.cards import CARD, SOURCES
 from ccrk.hub_cards.figures import CardError
 from ccrk.hub_cards.runs import EVALUATION, TRAINING_RUN, public_config
@@ -243,6 +245,12 @@ def _weight_files(folder: Path, found: Collection) -> set[str]:
         others = [path.name for path in folder.glob("*.bin")] if folder.is_dir() else []
         hint = f"; '{others[0]}' is a pickle, save as safetensors" if others else ": the folder is half made"
         raise CardError(f"'{folder}' lacks the weights '{missing[0]}'{hint}")
+    for name in sorted(names):
+        try:
+            with safe_open(folder / name, "numpy"):  # reads the header, which tells how long the file has to be
+                pass
+        except (SafetensorError, OSError) as error:
+            raise CardError(f"'{folder / name}' is cut off, or no file of weights: {error}") from None
     return names
 
 

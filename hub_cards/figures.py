@@ -189,14 +189,15 @@ _ARGUMENTS = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)')\s*(?:,|$)""")
 _DECIMAL = re.compile(r"(?<![\w.,/-])[-+\N{MINUS SIGN}]?\d+(?:[.,]\d+)+(?![\w/]|\.\d)")
 _PERCENT = re.compile(r"(?<![\w.,])\d+(?:[.,]\d+)*\s?(?:%|per ?cent\b|points?\b)")
 _NUMBER = re.compile(r"(?<![\w.,/-])\d+(?:[.,]\d+)*(?![\w/])")
+_WHOLE = re.compile(r"\d{1,3}(,\d{3})+")
 _CODE = re.compile(r"`[^`\n]*[A-Za-z][^`\n]*`|\]\([^)\s]*\)|https?://\S+")
 
 
 def typed_figures(text: str) -> list[tuple[int, str]]:
     """Figures that somebody typed: percentages, decimal numbers, and any number in a table cell.
 
-    Not looked at: blocks of code, code within a line that has letters in it, addresses. Years, counts of languages
-    and the like, whole numbers in a sentence, are no figures.
+    Not looked at: blocks of code, code within a line that has letters in it, addresses. Whole numbers in a sentence,
+    such as years and counts, are no figures.
 
     Returns:
         Line, from 1, and figure.
@@ -211,7 +212,8 @@ def typed_figures(text: str) -> list[tuple[int, str]]:
         plain = _CODE.sub(" ", line)
         patterns = (_PERCENT, _DECIMAL, _NUMBER) if plain.lstrip().startswith("|") else (_PERCENT, _DECIMAL)
         hits = {match.start(): match[0].strip() for pattern in reversed(patterns) for match in pattern.finditer(plain)}
-        found += [(number, hits[place]) for place in sorted(hits)]
+        whole = set() if plain.lstrip().startswith("|") else {p for p, text in hits.items() if _WHOLE.fullmatch(text)}
+        found += [(number, hits[place]) for place in sorted(hits) if place not in whole]
     return found
 
 

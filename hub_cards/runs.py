@@ -160,9 +160,14 @@ def _settings(part: Mapping) -> dict[str, Any]:
     return {**kept, "ties": kept.get("ties", "pessimistic")}
 
 
+_DATA_FILES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".tar", ".gz", ".zip")
+
+
 def _last(path: Any) -> str:
     """The name of a file or folder; a Hub id as it is."""
     text = str(path)
+    if Path(text).suffix.lower() in _DATA_FILES:
+        return re.split(r"[\\/]", text)[-1]
     named = re.fullmatch(r"[\w.-]+/[\w.-]+", text) and not os.path.exists(text) and not text.startswith(".")
     return text if named else re.split(r"[\\/]", text.rstrip("\\/"))[-1]
 
@@ -197,10 +202,20 @@ def _is_path(text: str) -> bool:
 def public_config(text: str) -> str:
     """`training_config.yaml` with names of files and folders in the place of their paths.
 
-    Lines are kept as they are, so comments and order stay; what has no path in it is not touched.
+    Lines are kept as they are, so comments and order stay; a text without paths is not touched.
+
+    Raises:
+        CardError: if it is not YAML.
     """
     import yaml
 
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise CardError(f"the training's configuration is not YAML: {' '.join(str(error).split())}") from None
+    wanted = strip_training({"value": document})["value"]
+    if wanted == document:
+        return text
     lines = []
     for line in text.splitlines():
         key, colon, rest = line.partition(": ")
@@ -213,7 +228,9 @@ def public_config(text: str) -> str:
             shown = yaml.safe_dump(cleaned, default_flow_style=True, width=10**6, allow_unicode=True)
             line = f"{key}: {shown.removesuffix(chr(10) + '...' + chr(10)).strip()}"
         lines.append(line)
-    return "\n".join(lines) + "\n"
+    changed = "\n".join(lines) + "\n"
+    # a file that somebody wrote in another form than ours loses its comments rather than keep a path
+    return changed if yaml.safe_load(changed) == wanted else yaml.safe_dump(wanted, allow_unicode=True)
 
 
 # --- emissions ------------------------------------------------------------------------------------------------------

@@ -37,13 +37,12 @@ def training_facts(trainer, started_from: list[str] | None = None, files: list[s
     """
     args, state, config = trainer.args, trainer.state, trainer.model.config
     if started_from is None:
-        name = getattr(config, "_name_or_path", "")
-        started_from = [name] if name else []
+        started_from = [getattr(config, "_name_or_path", "")]
     parameters = list(trainer.model.parameters())
     return {
         "kind": "training",
-        "started_from": started_from,
-        "data": {**data_facts(trainer.train_dataset), **({"files": files} if files else {})},
+        "started_from": [name_of(one) for one in started_from if one],
+        "data": {**data_facts(trainer.train_dataset), **({"files": [name_of(one) for one in files]} if files else {})},
         "model": {
             "parameters": sum(one.numel() for one in parameters),
             "trained": sum(one.numel() for one in parameters if one.requires_grad),
@@ -126,6 +125,6 @@ def versions() -> dict[str, str]:
     return found
 
 
-def name_of(model: str | None) -> str | None:
-    """A Hub id as it is, and of a folder its name."""
-    return Path(model).name if model and Path(model).exists() else model
+def name_of(source: str) -> str:
+    """Of a file or folder its name, told now that it can be told from a Hub id, which stays as it is."""
+    return Path(source).resolve().name if Path(source).exists() else source

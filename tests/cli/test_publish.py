@@ -8,7 +8,9 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from ccrk import CCRkRetrievalPipeline
 from ccrk.cli.main import main
@@ -118,6 +120,8 @@ def test_shards_are_published_with_their_index(model):
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     assert "lacks the weights 'model-00002-of-00002.safetensors': the folder is half made" in refused(model)
     (model / "model-00002-of-00002.safetensors").write_bytes(b"more")
+    assert "model-00002-of-00002.safetensors' is cut off, or no file of weights" in refused(model)
+    save_file({"b": np.zeros(3)}, model / "model-00002-of-00002.safetensors")
     found = collect(model, "model").entries
     assert {*index["weight_map"].values(), "model.safetensors.index.json"} <= set(found)
     index["weight_map"]["c"] = "../elsewhere.safetensors"
@@ -157,6 +161,8 @@ def test_paths_in_the_training_configuration_become_names(model):
     entry = plan_of(model).collection.entries["training_config.yaml"]
     assert entry.read().decode() == "# run\ndata: [train.jsonl, org/data]\nlr: 0.001\nmodel: start\n"
     assert entry.note == "paths replaced by names"
+    (model / "training_config.yaml").write_text("data:\n  - /srv/a/train.jsonl  # mine, in another form\nlr: 0.001\n")
+    assert plan_of(model).collection.entries["training_config.yaml"].read() == b"data:\n- train.jsonl\nlr: 0.001\n"
 
 
 def test_an_evaluation_of_older_weights_is_not_taken(model):
@@ -193,7 +199,8 @@ def test_options_of_an_earlier_card_are_kept(model):
     model_card(options, {}, weights_in(model)).write(model)
     text = plan_of(model, card={"tags": ["birds"]}).collection.entries["README.md"].read().decode()
     assert "license: mit" in text and "None that I know." in text and "- birds" in text and 'model="org/thing"' in text
-    (model / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes() + b"\0")
+    weights = load_file(model / "model.safetensors")
+    save_file({**weights, "more": np.zeros(1)}, model / "model.safetensors")
     assert "the card is of other weights" in refused(model)
     text = plan_of(model, new_card=True).collection.entries["README.md"].read().decode()
     assert "license: mit" in text
@@ -201,7 +208,7 @@ def test_options_of_an_earlier_card_are_kept(model):
 
 def test_adapters_need_a_base_that_others_have(tmp_path):
     (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tmp_path)}))
-    (tmp_path / "adapter_model.safetensors").write_bytes(b"x")
+    save_file({"a": np.zeros(3)}, tmp_path / "adapter_model.safetensors")
     assert "--base-model org/name" in refused(tmp_path)
     plan = plan_of(tmp_path, base_model="org/base")
     assert json.loads(plan.collection.entries["adapter_config.json"].read())["base_model_name_or_path"] == "org/base"

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import transformers
 import yaml
+from peft import PeftModel
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, pipeline
@@ -84,6 +87,7 @@ def test_what_was_resolved_is_a_recipe_that_repeats_the_run(place):
     assert any((first[name] != third[name]).any() for name in first)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")  # peft asks by the old name
 def test_adapters_end_in_a_plain_model_and_in_a_folder(place):
     assert train("--lora", "attention", "--lora-rank", "2", "--mlm-weight", "0", "--eval", "data.jsonl") == 0
     assert isinstance(AutoModel.from_pretrained(place / "out"), CCRkModel)
@@ -91,7 +95,12 @@ def test_adapters_end_in_a_plain_model_and_in_a_folder(place):
     assert {"ccrk." + name for name in after if not name.startswith("ccrk.")} <= before.keys()
     assert (place / "out" / "adapter" / "adapter_model.safetensors").is_file()
     card = check_card(place / "out" / "adapter")
-    assert card.options.adapter and "These are adapters" in card.files["README.md"].decode()
+    assert "These are adapters" in card.files["README.md"].decode()
+    # loaded as the card says, they give the model that was trained
+    base = getattr(transformers, card.options.adapter).from_pretrained(place / "start")
+    merged = PeftModel.from_pretrained(base, place / "out" / "adapter").merge_and_unload().state_dict()
+    assert merged.keys() >= after.keys()
+    assert all(torch.allclose(merged[name], weight, atol=1e-6) for name, weight in after.items())
 
 
 def test_evaluation_during_training_chooses_and_stops(place, capsys):

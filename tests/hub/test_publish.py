@@ -34,6 +34,16 @@ times = {p: p.stat().st_mtime_ns for p in model.rglob("*")}
 seen["dry"] = run(model, "org/photos", "--dry-run", "--private")
 seen["there after dry"] = api.repo_exists("org/photos")
 seen["no terminal"] = run(model, "org/photos")
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+sys.stdin = Terminal("no\\n")
+seen["declined"] = run(model, "org/photos")
+seen["there after no"] = api.repo_exists("org/photos")
+sys.stdin = Terminal("y\\n")
+seen["agreed"] = run(model, "org/asked")
+seen["there after yes"] = api.repo_exists("org/asked")
 mine = [model, "org/photos", "--yes", "--license", "mit"]
 seen["first"] = run(*mine, "--message", "First", "--tag", "v1")
 seen["files"] = api.list_repo_files("org/photos")
@@ -112,6 +122,9 @@ def test_publishing(hub, client, home, model, made):
         assert left in plan
     assert "card: made of training_run.json, evaluation.json" in plan
     assert seen["no terminal"][0] == 2 and "say --yes to publish, or --dry-run" in seen["no terminal"][2]
+
+    assert seen["declined"][0] == 1 and "nothing was published" in seen["declined"][1] and not seen["there after no"]
+    assert seen["agreed"][0] == 0 and "Publish this? [y/N]" in seen["agreed"][1] and seen["there after yes"]
 
     assert seen["first"][0] == 0 and f"published: {hub.endpoint}/org/photos/commit/" in seen["first"][1]
     assert seen["after first"][0] == "First" and len(seen["after first"]) <= 2  # the Hub's own first commit beside it
