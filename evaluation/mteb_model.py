@@ -112,7 +112,8 @@ class CCRkEncoder(_Wrapped, AbsEncoder):
     ```
 
     Prompts and instructions of tasks are not used, as such models are not trained with any. Photos of a gallery are
-    embedded once for all languages of a task.
+    embedded once for all languages of a task. The revision under which mteb keeps results is that of the weights at
+    the time when the encoder is made.
 
     Args:
         model_name: folder or Hub id.
@@ -154,7 +155,7 @@ class CCRkEncoder(_Wrapped, AbsEncoder):
         kinds = [kind for kind in ("image", "text") if kind in columns]
         if not kinds:
             raise ValueError(f"nothing to embed: neither 'text' nor 'image' among the columns {', '.join(columns)}")
-        known = getattr(inputs.dataset, "_fingerprint", None) if kinds == ["image"] else None
+        known = self._gallery_name(inputs) if kinds == ["image"] else None
         if known in self._kept:
             return self._kept[known]
         texts, images = [], []
@@ -173,6 +174,12 @@ class CCRkEncoder(_Wrapped, AbsEncoder):
             while len(self._kept) > IMAGES_KEPT:
                 self._kept.popitem(last=False)
         return embeds
+
+    def _gallery_name(self, inputs: DataLoader) -> str | None:
+        """A name for photos and what embeds them, as the model may learn meanwhile; None if the photos have none."""
+        of_photos = getattr(inputs.dataset, "_fingerprint", None)
+        parts = ["vision_model", "visual_projection"]
+        return None if of_photos is None else f"{of_photos} {weights_name(self.model.retriever, parts)}"
 
     def _embed_texts(self, texts: list[str], batch_size: int) -> torch.Tensor:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i].encode()))
