@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
+from typing import Any
 
 import torch
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import RevisionNotFoundError
 from torch import nn
 from transformers import initialization as init
 from transformers.configuration_utils import PreTrainedConfig
@@ -30,6 +34,7 @@ class CCRkPreTrainedModel(PreTrainedModel):
     config: CCRkConfig
     config_class = CCRkConfig
     base_model_prefix = "ccrk"
+    _pipelines_there: dict[str, dict] = {}
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
@@ -151,17 +156,39 @@ class CCRkPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Saves as `PreTrainedModel.save_pretrained` does; the configuration names every class that can load it."""
         self.config.auto_map = dict(AUTO_MAP)
+        if self._pipelines_there:
+            self.config.custom_pipelines = self._pipelines_there
         # a model that was published with its pipeline still names it; without the pipeline's file the name is a trap
         aside = {}
         for name in ("custom_pipelines", "_saved_pipelines"):
             tasks = self.config.__dict__.get(name) or {}
             files = [f"{task['impl'].split('.')[0]}.py" for task in tasks.values()]
+            if tasks == self._pipelines_there:
+                continue
             if not all(os.path.isfile(os.path.join(save_directory, file)) for file in files):
                 aside[name] = self.config.__dict__.pop(name)
         try:
             super().save_pretrained(save_directory, **kwargs)
         finally:
             self.config.__dict__.update(aside)
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> Any:
+        """Pushes as `PreTrainedModel.push_to_hub` does; a repository that has the pipeline goes on naming it.
+
+        Args:
+            repo_id: of the repository; made if it is not there.
+            **kwargs: of `PreTrainedModel.push_to_hub`.
+        """
+        self._pipelines_there = _pipelines_in(repo_id, kwargs.get("revision"), kwargs.get("token"))
+        named = self.config.__dict__.get("custom_pipelines")
+        try:
+            return super().push_to_hub(repo_id, **kwargs)
+        finally:
+            if self._pipelines_there:
+                self.config.__dict__.pop("custom_pipelines", None)
+            if named is not None:
+                self.config.custom_pipelines = named
+            self._pipelines_there = {}
 
     def resize_images(self, image_size: int, window_size: int | None = None) -> None:
         """Takes the model to another input resolution, interpolating the image tower's position tables.
@@ -182,6 +209,20 @@ class CCRkPreTrainedModel(PreTrainedModel):
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replaces the word embeddings of the text tower."""
         self.retriever.text_model.embeddings.word_embeddings = value
+
+
+def _pipelines_in(repo_id: str, revision: str | None, token: Any) -> dict[str, dict]:
+    """The pipelines that the configuration in a repository names; none if there is no such repository yet."""
+    try:
+        name = repo_id if "/" in repo_id else f"{HfApi(token=token).whoami()['name']}/{repo_id}"
+        try:
+            file = hf_hub_download(name, "config.json", revision=revision, token=token)
+        except RevisionNotFoundError:  # a branch that the push makes begins as the main one
+            file = hf_hub_download(name, "config.json", token=token)
+        with open(file, encoding="utf-8") as config:
+            return json.load(config).get("custom_pipelines") or {}
+    except (OSError, ValueError):
+        return {}  # what is wrong with the repository, the push itself will say
 
 
 __all__ = ["CCRkPreTrainedModel"]

@@ -30,6 +30,9 @@ SIDE = 640
 LIMIT = 200
 """Photos in a Space, if nothing else is asked for: they are embedded at each start."""
 
+PYTHON = "3.11"
+"""What the Space is to run on: the oldest that this package takes, which is newer than the Hub's default."""
+
 MAX_PIXELS = 100_000_000
 MODEL_FILES = ("*.json", "*.safetensors", "*.py", "*.model", "*.txt", "*.jinja", "README.md")
 NOT_THE_MODEL = ("trainer_state.json", "files.json", "skipped.json")
@@ -178,6 +181,7 @@ def _write_card(folder: Path, words: str, **fields: Any) -> None:
     data = SpaceCardData(
         sdk="gradio",
         sdk_version=_gradio_version(),
+        python_version=PYTHON,
         app_file="app.py",
         colorFrom="blue",
         colorTo="green",

@@ -51,6 +51,7 @@ def test_wheel_holds_ccrk_and_nothing_beside_it(checkout: Path, built_wheel: Pat
     assert re.fullmatch(r"ccrk-[0-9.]+\.dist-info", info)
     assert {name for name in names if name.endswith(".py")} == room_files(checkout, "*.py")
     assert room_files(checkout, "README.md") <= names
+    assert room_files(checkout, "requirements.txt") | room_files(checkout, "templates/*.*") <= names
     assert room_files(checkout, "*.yaml") == {name for name in names if name.endswith(".yaml")} != set()
     assert "ccrk/py.typed" in names
     assert f"{info}/licenses/LICENSE" in names

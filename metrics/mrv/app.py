@@ -143,8 +143,8 @@ def build() -> gr.Blocks:
                 policy = [NO_POLICY, "rank_k", "mean_of_rest", "drop"]
                 misses = gr.Dropdown(policy, value="rank_k", label="What a miss counts as", elem_id="misses")
                 with gr.Row():
-                    top_k = gr.Number(50, label="Places looked at (top k)", precision=0, min_width=120)
-                    candidates = gr.Number(None, label="Items searched (0: not known)", precision=0, min_width=120)
+                    top_k = gr.Number(50, label="Places looked at", precision=0, min_width=120)
+                    candidates = gr.Number(None, label="Items searched, or 0", precision=0, min_width=120)
                 button = gr.Button("Measure", variant="primary", elem_id="measure")
             with gr.Column(scale=3, min_width=320):
                 shown = gr.HTML(elem_id="figures")

@@ -82,7 +82,7 @@ def revisions() -> None:
     for revision in ("v1", "trial", "main"):
         load("org/moving", f"moving-{revision}", revision=revision)
     load("org/moving", "moving-sha", revision=first)
-    seen["searches"] = {r: search("org/moving", revision=r) for r in ("v1", "main")}
+    seen["searches"] = {r: search("org/moving", revision=r) for r in ("v1", "main", "trial")}
     if REMOTE:
         load("org/moving", "moving-code", code_revision="other-code")
         options = {"revision": "v1", "code_revision": "other-code", **TRUST}

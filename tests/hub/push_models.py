@@ -77,10 +77,10 @@ def revisions() -> None:
     api.create_branch("org/moving", branch="other-code", revision=first.oid)
     expect("moving-v1", pipe.model)
     pipe = pipe_of(11)
-    pipe.push_to_hub("org/moving", revision="trial")
+    pipe.model.push_to_hub("org/moving", revision="trial")  # the pipeline is there already
     expect("moving-trial", pipe.model)
     pipe = pipe_of(12)
-    pipe.push_to_hub("org/moving")
+    pipe.model.push_to_hub("org/moving")
     expect("moving-main", pipe.model)
     file = Path(sys.modules["ccrk.pretrained_ccrk"].__file__)
     changed = (file.read_text() + OTHER_CODE).encode()

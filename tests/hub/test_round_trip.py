@@ -154,7 +154,9 @@ def test_searches_are_equal(everything):
 
 @pytest.mark.slow
 def test_revisions_have_their_own_weights_and_code(everything, place):
-    assert place.titles("org/moving") == ["Upload CCRkRetrievalPipeline"] * 2 + ["initial commit"]
+    first = ["Upload CCRkRetrievalPipeline", "initial commit"]
+    for branch in ("main", "trial"):  # weights alone, onto a repository with the pipeline, which it stays
+        assert place.titles("org/moving", branch) == ["Upload CCRkForPreTraining", *first]
     wanted = everything["wanted"]
     for one, other in (("moving-v1", "moving-trial"), ("moving-v1", "moving-main"), ("moving-trial", "moving-main")):
         assert not torch.allclose(wanted[one]["match"], wanted[other]["match"], atol=1e-3)

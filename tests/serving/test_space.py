@@ -57,6 +57,7 @@ def test_folder_with_a_model_of_the_hub(photos, tmp_path):
     card = SpaceCard.load(out / "README.md").data.to_dict()
     assert card == read_card(out)
     assert card["sdk"] == "gradio" and card["app_file"] == "app.py" and card["models"] == ["org/ccrk"]
+    assert card["python_version"] == "3.11"
     assert card["sdk_version"].split(".")[0] == "6" and card["license"] == "cc-by-4.0"
     assert {card["colorFrom"], card["colorTo"]} <= COLOURS and len(card["short_description"]) <= 60
     assert (out / "requirements.txt").read_text().startswith("ccrk[serve]>=")
@@ -104,6 +105,7 @@ def test_folder_of_a_metric(name, tmp_path):
     found = names(built.folder)
     assert {"app.py", "requirements.txt", "README.md", f"{name}.py"} <= found and "__init__.py" not in found
     card = read_card(built.folder)
+    assert card["python_version"] == "3.11"
     assert card["sdk"] == "gradio" and {"evaluate", "metric"} <= set(card["tags"])
     assert {"gradio", "evaluate", "numpy"} <= {
         line.split(">")[0] for line in (built.folder / "requirements.txt").read_text().splitlines()

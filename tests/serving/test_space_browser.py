@@ -6,13 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -25,6 +22,10 @@ from ccrk.serving.space import build_metric_space, build_search_space
 playwright = pytest.importorskip("playwright.sync_api")
 
 pytestmark = pytest.mark.slow
+SPEC = importlib.util.spec_from_file_location("ccrk_tests_space", Path(__file__).with_name("space_process.py"))
+space_process = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(space_process)
+started = space_process.started
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 PATIENCE = 120_000  # ms
 WIDE, NARROW = {"width": 1280, "height": 860}, {"width": 400, "height": 800}
@@ -40,36 +41,6 @@ def browser():
             pytest.skip(f"there is no Chromium: {str(error).splitlines()[0]}")
         yield browser
         browser.close()
-
-
-@contextlib.contextmanager
-def started(folder: Path, **environment: str):
-    """`python app.py` in the folder of a Space, until it answers; gives the address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    left = ("CCRK_TOKEN", "PYTHONSAFEPATH", "SPACE_ID")
-    given = {name: value for name, value in os.environ.items() if name not in left}
-    given |= {"GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_SERVER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    log = folder.parent / f"{folder.name}.log"
-    with log.open("w") as out:
-        words = [sys.executable, "app.py"]
-        process = subprocess.Popen(words, cwd=folder, env={**given, **environment}, stdout=out, stderr=out)
-    try:
-        while process.poll() is None:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30):
-                    break
-            except (urllib.error.URLError, TimeoutError, ConnectionError):
-                time.sleep(0.2)
-        assert process.poll() is None, log.read_text()[-3000:]
-        yield f"http://127.0.0.1:{port}/"
-        assert process.poll() is None, log.read_text()[-3000:]
-    finally:
-        process.terminate()
-        try:
-            process.wait(30)
-        except subprocess.TimeoutExpired:
-            process.kill()
 
 
 @contextlib.contextmanager
@@ -139,7 +110,9 @@ def test_mrv(browser, tmp_path, size):
         keep(page, f"space-mrv-{size['width']}")
         page.fill("#ranks textarea", RANKS)
         page.click("#measure")
-        page.wait_for_function("document.querySelector('#figures').innerText.includes('1 miss')")
+        page.wait_for_function(
+            "document.querySelector('#figures').innerText.includes('4 items in 3 languages, 1 miss')"
+        )
         wanted = mean_rank_variance(ROWS, misses="rank_k", top_k=50)
         for name in ("std", "variance", "mad"):
             assert page.locator(f"#figures #{name} b").inner_text() == f"{wanted[name]:.4f}"
@@ -150,6 +123,9 @@ def test_mrv(browser, tmp_path, size):
         page.click("#measure")
         playwright.expect(page.locator("#figures [role=alert]")).to_contain_text("line 2: 'x' in 'de' is no rank")
         keep(page, f"space-mrv-error-{size['width']}")
+        for path in ("gradio_api/file=app.py", "gradio_api/file=/etc/passwd", "gradio_api/monitoring/summary"):
+            with pytest.raises(urllib.error.HTTPError, match="403|404"):
+                urllib.request.urlopen(address + path)
 
 
 def test_recall(browser, tmp_path):
