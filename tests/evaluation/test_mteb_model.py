@@ -292,6 +292,15 @@ def test_kept_results_are_of_the_same_weights_and_captions(encoder, captions, tm
     check_recall(run(encoder, changed, cache=cache), report, "ir")
 
 
+def test_settings_that_change_figures_are_told_apart(lively_model, processor):
+    plain, coarse = (CCRkEncoder.of(lively_model, processor, "org/x", bf16=bf16) for bf16 in (False, True))
+    assert plain.mteb_model_meta.experiment_kwargs is None
+    assert coarse.mteb_model_meta.experiment_kwargs == {"bf16": True}
+    reranker = CCRkReranker.of(lively_model, processor, "org/x")
+    reranker.score = "itm"
+    assert reranker.mteb_model_meta.experiment_kwargs == {"score": "itm"}
+
+
 def test_codes_of_languages():
     assert [language_code(tag) for tag in ("de", "pt-BR", "zh", "xx")] == ["deu-Latn", "por-Latn", "zho-Hans", "und"]
 
@@ -305,9 +314,8 @@ def test_wrong_tasks_are_told(captions, encoder):
     texts = loader({"text": ["a"], "id": ["0"]})
     with pytest.raises(ValueError, match="pairs of a photo and a text; these are of text and text"):
         reranker.predict(texts, texts)
-    reranker.score = "best"
     with pytest.raises(ValueError, match="score is 'best'"):
-        reranker.predict(texts, texts)
+        reranker.score = "best"
 
 
 # --- real photos --------------------------------------------------------------------------------------------------

@@ -50,6 +50,11 @@ seen["captions"] = [row["captions"] for row in dataset.rows]
 seen["bytes"] = [row["image"].read().hex() for row in dataset.rows]
 seen["table"] = len(load_captions("org/my-captions", split="test"))
 seen["stream"] = sorted(row["image_id"] for row in stream_corpus("org/my-captions", split="train"))
+from ccrk.evaluation.mteb_model import CCRkEncoder
+
+meta = CCRkEncoder("org/sentences", device="cpu").mteb_model_meta
+seen["meta"] = [meta.name, meta.revision, meta.reference]
+
 from ccrk.cli.main import main
 
 words = ["--data", "org/my-captions", "--split", "train", "--model", sys.argv[1], "--out", "trained"]
@@ -102,6 +107,8 @@ def test_published_captions_and_models_by_their_names(hub, client, work, tiny, t
     np.testing.assert_allclose(found["photos"], images.pooler_output.numpy(), atol=2e-6)
 
     found = client(READ, homes["reader"], work / "model", package=True)
+    commit = hub.store.repository("model", "org/sentences").resolve("main")
+    assert found["meta"] == ["org/sentences", commit, f"{hub.endpoint}/org/sentences"]
     assert found["trained"] == 0 and (tmp_path / "reader" / "trained" / "modules.json").is_file()
     assert found["ids"] == ["0", "1", "2"] == found["stream"] and found["table"] == 2
     assert [[(c["language"], c["text"]) for c in row] for row in found["captions"]] == expected
