@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
+from huggingface_hub import ModelCard, try_to_load_from_cache
+from huggingface_hub.constants import ENDPOINT
 from torch.nn.functional import normalize
 from tqdm.auto import tqdm
+from transformers.utils.hub import extract_commit_hash
 
 from ccrk import CCRkModel, CCRkProcessor
 from ccrk.evaluation.features import evaluation_mode
@@ -58,7 +61,8 @@ class _Wrapped:
         model = CCRkModel.from_pretrained(model_name, **hub, **kwargs)
         processor = CCRkProcessor.from_pretrained(model_name, **hub)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._set(model.to(device), processor, os.fspath(model_name), revision, bf16)
+        name = os.fspath(model_name)
+        self._set(model.to(device), processor, name, _commit(name, revision), bf16)
 
     @classmethod
     def of(cls, model, processor, name: str = "local/ccrk", *, bf16: bool = False):
@@ -74,9 +78,15 @@ class _Wrapped:
         made._set(model, processor, name, None, bf16)
         return made
 
-    def _set(self, model, processor, name: str, revision: str | None, bf16: bool) -> None:
+    def _set(self, model, processor, name: str, commit: str | None, bf16: bool) -> None:
         self.model, self.processor, self.bf16 = model, processor, bf16
-        self.mteb_model_meta = model_meta(model, processor, name, revision, kind=self._kind)
+        self.mteb_model_meta = model_meta(model, processor, name, commit, kind=self._kind)
+        self._note(**({"bf16": True} if bf16 else {}))
+
+    def _note(self, **settings: Any) -> None:
+        """Puts settings that change figures into what mteb's cache tells results apart by."""
+        noted = {**(self.mteb_model_meta.experiment_kwargs or {}), **settings}
+        self.mteb_model_meta = self.mteb_model_meta.model_copy(update={"experiment_kwargs": noted or None})
 
     @property
     def device(self) -> torch.device:
@@ -112,7 +122,8 @@ class CCRkEncoder(_Wrapped, AbsEncoder):
     ```
 
     Prompts and instructions of tasks are not used, as such models are not trained with any. Photos of a gallery are
-    embedded once for all languages of a task.
+    embedded once for all languages of a task. The revision under which mteb keeps results is that of the weights at
+    the time when the encoder is made.
 
     Args:
         model_name: folder or Hub id.
@@ -154,7 +165,7 @@ class CCRkEncoder(_Wrapped, AbsEncoder):
         kinds = [kind for kind in ("image", "text") if kind in columns]
         if not kinds:
             raise ValueError(f"nothing to embed: neither 'text' nor 'image' among the columns {', '.join(columns)}")
-        known = getattr(inputs.dataset, "_fingerprint", None) if kinds == ["image"] else None
+        known = self._gallery_name(inputs) if kinds == ["image"] else None
         if known in self._kept:
             return self._kept[known]
         texts, images = [], []
@@ -173,6 +184,12 @@ class CCRkEncoder(_Wrapped, AbsEncoder):
             while len(self._kept) > IMAGES_KEPT:
                 self._kept.popitem(last=False)
         return embeds
+
+    def _gallery_name(self, inputs: DataLoader) -> str | None:
+        """A name for photos and what embeds them, as the model may learn meanwhile; None if the photos have none."""
+        of_photos = getattr(inputs.dataset, "_fingerprint", None)
+        parts = ["vision_model", "visual_projection"]
+        return None if of_photos is None else f"{of_photos} {weights_name(self.model.retriever, parts)}"
 
     def _embed_texts(self, texts: list[str], batch_size: int) -> torch.Tensor:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i].encode()))
@@ -195,12 +212,26 @@ class CCRkReranker(_Wrapped):
     mteb hands over every pair by itself, so a photo is opened once for every text that it is scored against;
     `ccrk evaluate --rerank` opens it once.
 
-    Attributes:
-        score: `itm+sim`, `itm` or `sim`, as `rerank_score` of `evaluate_retrieval`; may be set.
     """
 
     _kind = "cross-encoder"
-    score = "itm+sim"
+    _score = "itm+sim"
+
+    @property
+    def score(self) -> str:
+        """`itm+sim`, `itm` or `sim`, as `rerank_score` of `evaluate_retrieval`; may be set.
+
+        Raises:
+            ValueError: if it is set to something else.
+        """
+        return self._score
+
+    @score.setter
+    def score(self, score: str) -> None:
+        if score not in RERANK_SCORES:
+            raise ValueError(f"score is '{score}'; it is one of {', '.join(RERANK_SCORES)}")
+        self._score = score
+        self._note(score=score)
 
     def predict(
         self, inputs1: DataLoader, inputs2: DataLoader, *, show_progress_bar: bool = True, **kwargs: Any
@@ -217,10 +248,8 @@ class CCRkReranker(_Wrapped):
             (N,) float32.
 
         Raises:
-            ValueError: if the pairs are not of a photo and a text each, or the score is unknown.
+            ValueError: if the pairs are not of a photo and a text each.
         """
-        if self.score not in RERANK_SCORES:
-            raise ValueError(f"score is '{self.score}'; it is one of {', '.join(RERANK_SCORES)}")
         kinds = [{"image", "text"} & set(inputs.dataset.features) for inputs in (inputs1, inputs2)]
         if sorted(map(sorted, kinds)) != [["image"], ["text"]]:
             given = " and ".join("+".join(sorted(kind)) or "nothing" for kind in kinds)
@@ -230,10 +259,10 @@ class CCRkReranker(_Wrapped):
             pairs = zip(inputs1, inputs2, strict=True)
             for first, second in tqdm(pairs, desc="pairs", total=len(inputs1), disable=not show_progress_bar):
                 photos, texts = (first, second) if "image" in first else (second, first)
-                scores.append(self._score(photos, texts, kept).float().cpu().numpy())
+                scores.append(self._score_pairs(photos, texts, kept).float().cpu().numpy())
         return np.concatenate(scores) if scores else np.zeros(0, np.float32)
 
-    def _score(self, photos: dict, texts: dict, kept: OrderedDict) -> torch.Tensor:
+    def _score_pairs(self, photos: dict, texts: dict, kept: OrderedDict) -> torch.Tensor:
         """Scores (N,) of a batch of pairs; each photo and each text in it is encoded once."""
         retriever = self.model.retriever
         images, image_rows = np.unique(photos["id"], return_inverse=True)
@@ -263,23 +292,21 @@ class CCRkReranker(_Wrapped):
         return logits[:, 1] - logits[:, 0] + similarities / retriever.temperature.float()
 
 
-def model_meta(model, processor, name: str, revision: str | None = None, kind: str = "dense") -> ModelMeta:
+def model_meta(model, processor, name: str, commit: str | None = None, kind: str = "dense") -> ModelMeta:
     """What mteb writes beside results, from the configuration and, where there is one, the model card.
 
     Args:
         model: a CCRk model.
         processor: its processor.
         name: folder or Hub id; a folder counts as `local/` and its name.
-        revision: of a Hub id. Without it, and for folders, one is made of weights and processor, so that mteb's cache
-            does not take the results of other weights for those of these.
+        commit: of the Hub, which is the revision then. Without it one is made of weights and processor, so that mteb's
+            cache does not take the results of other weights for those of these.
         kind: `dense` or `cross-encoder`.
     """
     retriever, config = model.retriever, model.retriever.config
     card = _card(name)
-    on_hub = not Path(name).is_dir() and getattr(config, "_commit_hash", None) is not None
-    if on_hub:
-        revision = config._commit_hash
-    elif revision is None:
+    revision = commit
+    if commit is None:
         parts = [part for part in ENCODERS if kind == "cross-encoder" or part in TOWERS]
         revision = name_of([weights_name(retriever, parts), processor.to_dict()])
     full = name if name.count("/") == 1 and not Path(name).is_dir() else f"local/{Path(name).resolve().name}"
@@ -304,7 +331,7 @@ def model_meta(model, processor, name: str, revision: str | None = None, kind: s
         public_training_code=None,
         public_training_data=None,
         framework=["PyTorch", "Transformers"],
-        reference=f"https://huggingface.co/{name}" if on_hub else None,
+        reference=f"{ENDPOINT}/{name}" if commit else None,
         similarity_fn_name="cosine",
         use_instructions=False,
         training_datasets=None,
@@ -313,10 +340,14 @@ def model_meta(model, processor, name: str, revision: str | None = None, kind: s
     )
 
 
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit of a model that was loaded from the Hub just now; None of a folder."""
+    found = None if Path(name).is_dir() else try_to_load_from_cache(name, "config.json", revision=revision)
+    return extract_commit_hash(found, None) if isinstance(found, str) else None
+
+
 def _card(name: str) -> dict[str, Any]:
     """The metadata of a model card in a folder; of the Hub only what is there already."""
-    from huggingface_hub import ModelCard, try_to_load_from_cache
-
     path = Path(name) / "README.md" if Path(name).is_dir() else None
     if path is None and name.count("/") == 1:
         cached = try_to_load_from_cache(name, "README.md")

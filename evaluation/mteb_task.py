@@ -42,7 +42,8 @@ class CaptionRetrieval(AbsTaskRetrieval):
         """Makes queries, gallery and right answers of each language."""
         if self.data_loaded:
             return
-        table = self.captions.to_datasets()
+        photos = [{"image": row["image"], "image_id": row["image_id"], "captions": []} for row in self.captions.rows]
+        table = CaptionDataset(photos).to_datasets()
         ids = [f"image-{row}" for row in range(len(table))]
         images = table.select_columns(["image"]).add_column("id", ids)
         (split,) = self.metadata.eval_splits
