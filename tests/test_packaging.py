@@ -8,6 +8,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import zipfile
 from email import message_from_bytes
 from pathlib import Path
@@ -209,3 +210,10 @@ def test_version_and_date_are_the_same_everywhere(checkout: Path):
     heading = f"## [{citation['version']}] - {citation['date-released']}"
     assert heading in (checkout / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
     assert citation["license"] == "Apache-2.0" and citation["preferred-citation"]["year"] == 2024
+
+
+def test_coverage_counts_every_room(checkout: Path):
+    config = tomllib.loads((checkout / "pyproject.toml").read_text())["tool"]["coverage"]
+    rooms = {init.parent.name for init in checkout.glob("*/__init__.py")}
+    assert set(config["run"]["source_dirs"]) == rooms == set(config["paths"])
+    assert list(config["paths"])[-1] == "modeling_ccrk"
