@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-min test-docs docs lint bench clean
+.PHONY: help setup demo test test-slow test-min test-docs test-mutations coverage docs lint dist bench clean
 
 help:  ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP)  ## create .venv with the package (editable) and the tools
 
@@ -42,11 +42,22 @@ docs: $(STAMP)  ## the site, in docs/_build/html; a warning is an error
 	$(BIN)/python -m sphinx -c docs -b html -n -W --keep-going . docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
+test-mutations: $(STAMP)  ## whether the tests notice code that was broken on purpose
+	$(BIN)/python tests/mutations.py
+
+coverage: $(STAMP)  ## the tests with the lines and branches that they reach, in htmlcov/
+	$(BIN)/pytest --cov --cov-report=term --cov-report=html
+
 lint: $(STAMP)  ## style, formatting, which room imports which, and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && $(BIN)/python tests/build_wheel.py "$$folder" && \
 	  $(BIN)/python tests/check_import_rules.py "$$folder/site" && $(BIN)/python tests/check_types.py "$$folder/site"
+
+dist: $(STAMP)  ## wheel and source archive in dist/, checked
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
 
 bench: $(STAMP)  ## every script in benchmarks/, one after the other
 	@ls benchmarks/*.py >/dev/null 2>&1 || { echo "make: benchmarks/ holds no script" >&2; exit 1; }

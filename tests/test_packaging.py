@@ -3,14 +3,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
+import tomllib
 import zipfile
 from email import message_from_bytes
 from pathlib import Path
 
 import pytest
+import yaml
 
 GENERIC = [
     "cli",
@@ -34,13 +38,33 @@ def python(code: str, cwd: Path, *argv: str, executable: Path | str = sys.execut
     return result.stdout
 
 
+def new_environment(folder: Path) -> Path:
+    """The Python of a new environment that sees the libraries of this one but not its ccrk.
+
+    A folder named in a .pth file does not have its own .pth files read, and that is how an editable install is found.
+    """
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    executable = folder / "bin" / "python"
+    site = python("import sysconfig; print(sysconfig.get_path('purelib'))", folder, executable=executable).strip()
+    # that of this interpreter, and what it is given in the same way itself
+    places = [path for path in sys.path if path.endswith("site-packages")]
+    Path(site, "libraries.pth").write_text("\n".join([sysconfig.get_path("purelib"), *places]) + "\n")
+    return executable
+
+
+def install(executable: Path, *target: Path | str) -> None:
+    pip = [sys.executable, "-m", "pip", "--python", executable, "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*pip, "--no-build-isolation", "--ignore-installed", *target], check=True)
+
+
 def room_files(checkout: Path, pattern: str) -> set[str]:
     """Files of the checkout's packages, under the names that they have in a wheel."""
     names = set()
     for init in checkout.glob("*/__init__.py"):
         room = init.parent
         prefix = "ccrk" if room.name == "modeling_ccrk" else f"ccrk/{room.name}"
-        names |= {f"{prefix}/{file.relative_to(room).as_posix()}" for file in room.rglob(pattern)}
+        files = (file for file in room.rglob(pattern) if file.is_file() and "__pycache__" not in file.parts)
+        names |= {f"{prefix}/{file.relative_to(room).as_posix()}" for file in files}
     return names
 
 
@@ -49,11 +73,9 @@ def test_wheel_holds_ccrk_and_nothing_beside_it(checkout: Path, built_wheel: Pat
         names = set(wheel.namelist())
     (info,) = {name.partition("/")[0] for name in names} - {"ccrk"}
     assert re.fullmatch(r"ccrk-[0-9.]+\.dist-info", info)
-    assert {name for name in names if name.endswith(".py")} == room_files(checkout, "*.py")
-    assert room_files(checkout, "README.md") <= names
-    assert room_files(checkout, "requirements.txt") | room_files(checkout, "templates/*.*") <= names
-    assert room_files(checkout, "*.yaml") == {name for name in names if name.endswith(".yaml")} != set()
-    assert "ccrk/py.typed" in names
+    # code, recipes, templates, cards: all that a room holds, and no test, page or data set beside it
+    assert {name for name in names if name.startswith("ccrk/")} == room_files(checkout, "*")
+    assert {"ccrk/py.typed", "ccrk/metrics/mrv/README.md", "ccrk/trainer/recipes/small-cpu.yaml"} <= names
     assert f"{info}/licenses/LICENSE" in names
 
 
@@ -103,20 +125,11 @@ def test_only_ccrk_is_importable(installed_wheel: Path, tmp_path: Path):
     ],
 )
 def test_every_way_to_install(how: list[str], built_wheel: Path, tmp_path: Path):
-    # A new environment that sees the libraries of this one but not its ccrk: a folder named in a .pth file does not
-    # have its own .pth files read, and that is how an editable install is found.
     venv = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
-    executable = venv / "bin" / "python"
-    site = Path(
-        python("import sysconfig; print(sysconfig.get_path('purelib'))", tmp_path, executable=executable).strip()
-    )
-    (site / "libraries.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    executable = new_environment(venv)
     # the copy of the sources that the wheel was built from
     source = built_wheel.parent / "source"
-    target = [part.format(source=source, wheel=built_wheel) for part in how]
-    pip = [sys.executable, "-m", "pip", "--python", executable, "install", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*pip, "--no-build-isolation", "--ignore-installed", *target], check=True)
+    install(executable, *(part.format(source=source, wheel=built_wheel) for part in how))
 
     found = json.loads(python(FIND, tmp_path, "ccrk", "ccrk.cli.main", *GENERIC, executable=executable))
     assert {name for name, origin in found.items() if origin} == {"ccrk", "ccrk.cli.main"}
@@ -124,6 +137,51 @@ def test_every_way_to_install(how: list[str], built_wheel: Path, tmp_path: Path)
     command = subprocess.run([venv / "bin" / "ccrk", "--version"], cwd=tmp_path, capture_output=True, text=True)
     assert command.returncode == 0, command.stderr
     assert re.fullmatch(r"ccrk \d+\.\d+\.\d+\n", command.stdout)
+
+
+@pytest.fixture(scope="module")
+def distributions(checkout: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The two files of a release, built from a copy as `make dist` builds them."""
+    folder = tmp_path_factory.mktemp("dist")
+    left_out = shutil.ignore_patterns(".git", ".venv", ".*_cache", "__pycache__", "*.egg-info", "build", "_build")
+    shutil.copytree(checkout, folder / "source", ignore=left_out, symlinks=True)
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", folder / "source"]
+    subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+    (sdist,), (wheel,) = (folder / "dist").glob("*.tar.gz"), (folder / "dist").glob("*.whl")
+    check = [sys.executable, "-m", "twine", "check", "--strict", sdist, wheel]
+    result = subprocess.run(check, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout
+    return {"sdist": sdist, "wheel": wheel}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_a_release_works_in_a_clean_environment(
+    checkout: Path, distributions: dict[str, Path], kind: str, tmp_path: Path
+):
+    executable = new_environment(tmp_path / "venv")
+    install(executable, distributions[kind])
+    script = checkout / "tests" / "check_installed.py"
+    result = subprocess.run([executable, "-P", script, checkout], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"\d+ commands, a search, two metrics", result.stdout)
+
+
+@pytest.mark.slow
+def test_the_source_archive_can_test_itself(checkout: Path, distributions: dict[str, Path], tmp_path: Path):
+    with tarfile.open(distributions["sdist"]) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.glob("ccrk-*")
+    executable = new_environment(tmp_path / "venv")
+    install(executable, distributions["wheel"])
+    collect = [executable, "-P", "-m", "pytest", "--collect-only", "-q", "-m", "slow or not slow"]
+
+    def collected(folder: Path) -> list[str]:
+        result = subprocess.run(collect, cwd=folder, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return [line for line in result.stdout.splitlines() if "::" in line]
+
+    assert collected(source) == collected(checkout) != []
 
 
 IMPORT = """
@@ -143,3 +201,19 @@ def test_import_is_light(installed_wheel: Path, tmp_path: Path):
     heavy = {"timm", "datasets", "evaluate", "peft", "transformers.trainer", "ccrk.trainer"}
     assert not heavy.intersection(new)
     assert seconds < 2
+
+
+def test_version_and_date_are_the_same_everywhere(checkout: Path):
+    citation = yaml.safe_load((checkout / "CITATION.cff").read_text(encoding="utf-8"))
+    source = (checkout / "modeling_ccrk" / "__init__.py").read_text(encoding="utf-8")
+    assert f'__version__ = "{citation["version"]}"' in source
+    heading = f"## [{citation['version']}] - {citation['date-released']}"
+    assert heading in (checkout / "CHANGELOG.md").read_text(encoding="utf-8").splitlines()
+    assert citation["license"] == "Apache-2.0" and citation["preferred-citation"]["year"] == 2024
+
+
+def test_coverage_counts_every_room(checkout: Path):
+    config = tomllib.loads((checkout / "pyproject.toml").read_text())["tool"]["coverage"]
+    rooms = {init.parent.name for init in checkout.glob("*/__init__.py")}
+    assert set(config["run"]["source_dirs"]) == rooms == set(config["paths"])
+    assert list(config["paths"])[-1] == "modeling_ccrk"
