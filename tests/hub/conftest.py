@@ -27,7 +27,7 @@ def load(name: str, path: Path):
 @pytest.fixture(scope="session")
 def tiny():
     """The tiny model of the pipeline's tests."""
-    return load("ccrk_tests_tiny", HERE.parent / "pipelines" / "tiny.py")
+    return load("ccrk_tests_tiny_of_pipelines", HERE.parent / "pipelines" / "tiny.py")
 
 
 @pytest.fixture(scope="session")
