@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 NAME = "serve"
 HELP = """Search a gallery over HTTP, and on a web page for people.
@@ -19,7 +20,7 @@ is then embedded at every start. The page is at http://127.0.0.1:8000/, the desc
 By default only this machine can reach it. With --host 0.0.0.0 everyone on the network can: set a token, and put a
 server with TLS in front (docs/serving.md). Give the token by the environment: all users see the words of a command."""
 
-GROUPS = {
+GROUPS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "address": (
         ("--host", {"help": "address to listen on (default: 127.0.0.1, this machine alone)"}),
         ("--port", {"type": int, "help": "default: 8000; 0 for any that is free"}),

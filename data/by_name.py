@@ -84,8 +84,8 @@ def load_captions(
     source = source if isinstance(source, str) else Path(source)
     given = {"images": images, "split": split, "languages": languages, **options}
     dataset = read_corpus(source, format=name, **given)
-    plain = isinstance(split, str) and re.fullmatch(r"\w+(\.\w+)*", split) is not None  # and no slice of one
-    table = to_datasets(dataset, embed=embed, split=split if plain else "train")
+    named = split if isinstance(split, str) and re.fullmatch(r"\w+(\.\w+)*", split) else "train"  # no slice of one
+    table = to_datasets(dataset, embed=embed, split=named)
     table.info.description = dataset.describe()
     return table
 

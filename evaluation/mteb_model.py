@@ -166,7 +166,7 @@ class CCRkEncoder(_Wrapped, AbsEncoder):
         if not kinds:
             raise ValueError(f"nothing to embed: neither 'text' nor 'image' among the columns {', '.join(columns)}")
         known = self._gallery_name(inputs) if kinds == ["image"] else None
-        if known in self._kept:
+        if known is not None and known in self._kept:
             return self._kept[known]
         texts, images = [], []
         with self._passes(TOWERS):
@@ -254,7 +254,8 @@ class CCRkReranker(_Wrapped):
         if sorted(map(sorted, kinds)) != [["image"], ["text"]]:
             given = " and ".join("+".join(sorted(kind)) or "nothing" for kind in kinds)
             raise ValueError(f"re-ranking takes pairs of a photo and a text; these are of {given}")
-        scores, kept = [], OrderedDict()
+        scores: list[np.ndarray] = []
+        kept: OrderedDict[Any, tuple[torch.Tensor, ...]] = OrderedDict()
         with self._passes(ENCODERS):
             pairs = zip(inputs1, inputs2, strict=True)
             for first, second in tqdm(pairs, desc="pairs", total=len(inputs1), disable=not show_progress_bar):

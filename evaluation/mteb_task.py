@@ -37,6 +37,7 @@ class CaptionRetrieval(AbsTaskRetrieval):
 
     captions: CaptionDataset
     direction: str
+    data_loaded: bool
 
     def load_data(self, num_proc: int | None = None, **kwargs: Any) -> None:
         """Makes queries, gallery and right answers of each language."""
@@ -52,9 +53,8 @@ class CaptionRetrieval(AbsTaskRetrieval):
 
     def _of_language(self, tag: str, images: Dataset, ids: Sequence[str]) -> RetrievalSplitData:
         texts, text_ids = [], []
-        same: dict[
-            str, list[int]
-        ] = {}  # image id -> rows; rows of equal ids are right answers to each other's captions
+        # image id -> rows; rows of equal ids are right answers to each other's captions
+        same: dict[str, list[int]] = {}
         captions: dict[str, list[str]] = {}  # image id -> ids of its captions
         for row, record in enumerate(self.captions.rows):
             same.setdefault(record["image_id"], []).append(row)

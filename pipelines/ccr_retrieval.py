@@ -51,7 +51,7 @@ GROUP = 64  # similarities
 # texts, photos and pairs of both, in files that it reads. A key with a plus is a dict that has both.
 _FEATURES = {"text": "get_text_features", "image": "get_image_features", "image+text": "get_joint_features"}
 _FEATURES["text+image"] = _FEATURES["image+text"]
-SENTENCE_TRANSFORMER = {
+SENTENCE_TRANSFORMER: dict[str, Any] = {
     "modules.json": [
         {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
     ],

@@ -103,7 +103,7 @@ def build_search_space(
         if named is None:
             place = _model_place(Path(model))
             _copy_model(Path(model), folder / place)
-        photos = _dataset_photos(dataset, split, column) if gallery is None else _folder_photos(Path(gallery))
+        photos = _dataset_photos(str(dataset), split, column) if gallery is None else _folder_photos(Path(gallery))
         count, skipped = _copy_photos(photos, folder / "photos", limit)
         if not count:
             causes = "; ".join(f"{name}: {cause}" for name, cause in skipped[:3])
@@ -218,7 +218,7 @@ def _copy_model(source: Path, target: Path) -> None:
 
 def _folder_photos(folder: Path) -> Iterator[tuple[str, Any]]:
     """Names and files; those that links lead to elsewhere are not the user's choice, and left out."""
-    listed = folder_source(folder, open_image=None)
+    listed = folder_source(folder, open_image=Path)  # none is opened here
     for row in range(listed.size):
         path = Path(listed.name(row))
         yield path.relative_to(folder).as_posix(), inside(path, [folder.resolve()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from .options import ServingOptions
 
@@ -63,7 +64,7 @@ def run_space(folder: str | os.PathLike, model: str, gallery: str = "photos", *,
     from .run import run_service
 
     options = space_options(folder, model, gallery)
-    wanted = {} if revision is None else {"revision": revision}
+    wanted: dict[str, Any] = {} if revision is None else {"revision": revision}
     return run_service(options, load_pipeline(options.model, gallery=options.gallery, **wanted))
 
 
