@@ -291,6 +291,13 @@ MUTATIONS = [
         "json.dumps([CAUSES], sort_keys=True, default=str)",
         CACHE,
     ),
+    Mutation(
+        "equal scores of a TREC run left equal",
+        "evaluation/trec.py",
+        "while place < len(result) and result[place] >= result[place - 1]:",
+        "while place < len(result) and result[place] > result[place - 1]:",
+        "tests/evaluation/test_trec.py",
+    ),
     # --- search
     Mutation(
         "re-ranked worst first",
@@ -347,6 +354,13 @@ MUTATIONS = [
         "column[row] = column[last]",
         "column[row] = column[row]",
         f"{INDEX} 'added_replaced and memory'",
+    ),
+    Mutation(
+        "ends of a range in words exchanged",
+        "pipelines/where_words.py",
+        '(("min", low), ("max", high))',
+        '(("max", low), ("min", high))',
+        "tests/pipelines/test_where_words.py",
     ),
     # --- safety
     Mutation(
