@@ -184,17 +184,20 @@ class CCRkTrainer(CardWriting, SafeCheckpoints, Trainer):
                 drop_last=args.dataloader_drop_last,
             )
             return DataLoader(stream, batch_size=None, **options)
-        seed = args.seed if args.data_seed is None else args.data_seed
-        self._sampler = GlobalBatchSampler(
-            len(dataset),
+        self._sampler = self._make_sampler(len(dataset))
+        return EpochLoader(EpochRows(dataset), batch_sampler=self._sampler, **options)
+
+    def _make_sampler(self, num_rows: int) -> GlobalBatchSampler:
+        args = self.args
+        return GlobalBatchSampler(
+            num_rows,
             self._train_batch_size,
-            rank,
-            world_size,
-            seed,
+            self.exchange.rank,
+            self.exchange.world_size,
+            args.seed if args.data_seed is None else args.data_seed,
             shuffle=args.train_sampling_strategy == "random",
             drop_last=args.dataloader_drop_last,
         )
-        return EpochLoader(EpochRows(dataset), batch_sampler=self._sampler, **options)
 
     # --- a run ----------------------------------------------------------------------------------------------------
 
@@ -212,6 +215,8 @@ class CCRkTrainer(CardWriting, SafeCheckpoints, Trainer):
         """
         resume_from_checkpoint = self.checkpoint_to_resume(resume_from_checkpoint)
         if self.args.cache_features and not isinstance(self.train_dataset, CachedRows):
+            if not is_stream(self.train_dataset):
+                self._make_sampler(len(self.train_dataset))  # too few rows are seen before hours of work, not after
             self._cache_features()
         ignored, self.skipped = self.args.ignore_data_skip, SkipReport()
         self._loaded_step = None

@@ -131,6 +131,14 @@ def test_cache_holds_the_features_and_is_found_again(tmp_path, rows, processor, 
     assert len(list(tmp_path.iterdir())) == len(folders) + 1
 
 
+def test_too_few_rows_are_seen_before_features_are_computed(tmp_path, rows, processor, make_model):
+    options = {"freeze": "towers", "cache_features": True, "dataloader_drop_last": True}
+    args = arguments(tmp_path, per_device_train_batch_size=len(rows) + 1, **options)
+    with pytest.raises(ValueError, match="rows are not enough for one step"):
+        train(make_model(), processor, rows, args)
+    assert not (tmp_path / "feature_cache").exists()
+
+
 def test_a_cache_needs_the_collator_that_reads_it(tmp_path, rows, processor, make_model):
     args = arguments(tmp_path, freeze="towers", cache_features=True, max_steps=1)
     trainer = CCRkTrainer(
