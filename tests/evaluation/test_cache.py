@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 import logging
@@ -17,6 +18,7 @@ import pytest
 import torch
 
 from ccrk.evaluation import reranking
+from ccrk.evaluation.fingerprints import TOWERS, data_fingerprint
 from ccrk.evaluation.retrieval import evaluate_retrieval
 
 SCRIPT = Path(__file__).resolve().parent / "evaluate_process.py"
@@ -95,6 +97,27 @@ def test_other_weights_rows_and_options_have_other_names(rows, processor, model,
         model.ccrk.visual_projection[0].weight.mul_(-1)
     evaluate_retrieval(model, processor, rows, cache=tmp_path, **OPTIONS)
     assert counted.taken()[0] == len(rows)
+
+
+def test_names_tell_languages_and_processors_apart(rows, processor, model):
+    towers = list(TOWERS.values())
+    name = data_fingerprint(model, processor, rows, towers)
+    assert name == data_fingerprint(model, copy.deepcopy(processor), [dict(row) for row in rows], towers)
+    relabelled = [
+        {**rows[0], "captions": [{**caption, "language": "xx"} for caption in rows[0]["captions"]]},
+        *rows[1:],
+    ]
+    darker = copy.deepcopy(processor)
+    darker.image_processor.image_mean = [0.25, 0.25, 0.25]
+    shorter = copy.deepcopy(processor)
+    shorter.max_words = 2
+    others = [
+        data_fingerprint(model, processor, relabelled, towers),
+        data_fingerprint(model, darker, rows, towers),
+        data_fingerprint(model, shorter, rows, towers),
+        data_fingerprint(model, processor, rows[:-1], towers),
+    ]
+    assert len({name, *others}) == 5
 
 
 @pytest.mark.parametrize("calls", [1, 2, 4, 6, 9, 12])

@@ -50,6 +50,22 @@ def test_equal_ids_are_shared(rows, processor):
     assert first == third != second
 
 
+def test_weights_of_captions_and_of_their_sources(rows, processor):
+    captions = [
+        {"language": "en", "text": "a dog"},
+        {"language": "de", "text": "ein Hund", "source": "machine"},
+        {"language": "fr", "text": "un chien", "source": "machine", "weight": 0.5},
+        {"language": "ja", "text": "inu", "source": "human", "weight": 2},
+    ]
+    rows = [{**rows[0], "captions": captions}]
+    # the order of captions is drawn, so they are told apart by their weights, and the English one by its mark
+    plain = CCRkDataCollator(processor)(rows)["text_weights"]
+    assert sorted(plain.tolist()) == [0.5, 1.0, 1.0, 2.0]
+    batch = CCRkDataCollator(processor, source_weights={"machine": 0.25, "human": 3}, guide=True)(rows)
+    assert sorted(batch["text_weights"].tolist()) == [0.125, 0.25, 1.0, 6.0]
+    assert batch["text_weights"][batch["is_guide"]].tolist() == [1.0]
+
+
 def test_errors_name_the_row(rows, processor):
     with pytest.raises(ValueError, match="'photo5' has no 'image'"):
         CCRkDataCollator(processor)([{k: v for k, v in rows[5].items() if k != "image"}])
