@@ -332,7 +332,7 @@ MUTATIONS = [
         "pipelines/index.py",
         "(self.high is None or value <= self.high)",
         "(self.high is None or value < self.high)",
-        f"{INDEX} 'filters_mean and memory'",
+        f"{INDEX} 'filters_by_hand and memory'",
     ),
     Mutation(
         "a range without its end, in LanceDB",

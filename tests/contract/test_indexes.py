@@ -150,6 +150,9 @@ def test_rows_are_added_replaced_and_deleted(index):
     )
     assert index.delete(["r3", "none", "r0", "r3"]) == 2
     assert rows_of(index) == {"r1", "r2", "r4", "new"}
+    # a gap may be filled with another row, all of it
+    assert index.entries(["r4", "r1", "r2"]) == [{"id": f"r{n}", **empty, **rows[n]} for n in (4, 1, 2)]
+    assert index.entries(["new"]) == [new]
     assert "r3" not in index.search(vectors, 10)[5][0]
     with pytest.raises(KeyError, match="'r3'"):
         index.entries(["r1", "r3"])
@@ -244,6 +247,19 @@ def test_bad_questions_are_refused(index):
                 ask(where)
     with pytest.raises(ValueError, match="no column 'colour'"):
         index.scan(["colour"])
+
+
+def test_filters_by_hand(index):
+    """Written down here, since the code that says below what meets a filter is what two back ends filter with."""
+    rows = [{"year": n, "size": n / 2, "language": "abcd"[n]} for n in range(4)]
+    index.upsert(["r0", "r1", "r2", "r3", "none"], units(5), [*rows, {}])
+    for column, low, high in (("year", 1, 2), ("size", 0.5, 1.0), ("language", "b", "c"), ("id", "r1", "r2")):
+        assert rows_of(index, where={column: {"min": low, "max": high}}) == {"r1", "r2"}, column
+        assert rows_of(index, where={column: {"max": low}}) - {"none"} == {"r0", "r1"}, column
+        assert rows_of(index, where={column: {"min": high}}) == {"r2", "r3"}, column
+        assert rows_of(index, where={column: [low, high]}) == {"r1", "r2"}, column
+    assert rows_of(index, where={"year": None}) == {"none"}
+    assert "none" not in rows_of(index, where={"year": {"max": 10}})
 
 
 def test_filters_mean_what_they_say(index):

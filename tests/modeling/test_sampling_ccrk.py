@@ -248,6 +248,30 @@ def test_draws_are_the_same_however_the_batch_is_cut(options, ids):
             assert torch.equal(getattr(again, name), getattr(whole, name)), name
 
 
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("choice", ["similarity", "probability"])
+def test_the_largest_score_of_all_pieces_counts_wherever_it_is(choice, first):
+    """Weights of positives fall with the distance to it; a piece's own largest would make other draws."""
+    index = torch.arange(4).repeat_interleave(3)
+    logits = torch.randn(4, 12, generator=torch.Generator().manual_seed(1))
+    logits[0 if first else 3] *= 20
+    layout = BatchLayout.single(index, 4)
+    for seed in range(20):
+        keys = torch.randint(2**62, (16,), generator=torch.Generator().manual_seed(seed))
+        found = [
+            draw_matching_pairs(
+                lambda rows: logits[rows],
+                lambda rows: logits[:, rows].t(),
+                layout,
+                SamplingRules(choice, rows_at_once=rows_at_once),
+                keys[:4],
+                keys[4:],
+            ).positive_text
+            for rows_at_once in (4, 1)
+        ]
+        assert torch.equal(*found)
+
+
 def test_parts_of_pairs_keep_the_total():
     pairs = draw(SamplingRules(), BatchLayout.single(RAGGED, 5))
     parts = [pairs.part(0, 3), pairs.part(3, 6)]
