@@ -91,11 +91,14 @@ def test_wheel_metadata(checkout: Path, built_wheel: Path):
     assert set(metadata.get_all("Provides-Extra")) == {
         "all",
         "dev",
+        "docs",
         "evaluate",
         "lance",
         "milvus",
+        "mteb",
         "onnx",
         "ray",
+        "sentence-transformers",
         "serve",
         "train",
     }
