@@ -189,7 +189,12 @@ def ranking_in_words(result: Mapping) -> str:
     if not reranked:
         return "by embeddings"
     score = f" by {reranked['score']}" if reranked.get("score") else ""
-    return f"first {reranked.get('top', '?')} re-ranked{score}, the rest by embeddings"
+    words = f"first {reranked.get('top', '?')} re-ranked{score}, the rest by embeddings"
+    directions = {key[:2] for figures in (reranked.get("languages") or {}).values() for key in figures if "@" in key}
+    both = {key[:2] for figures in result["languages"].values() for key in figures if "@" in key}
+    if directions == {"ir"} and "tr" in both:  # as after a training, where one direction is measured so
+        words += " (text to image; image to text by embeddings alone)"
+    return words
 
 
 def recall_summary(result: Mapping) -> dict:

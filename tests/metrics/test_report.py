@@ -260,6 +260,14 @@ def test_one_language(tmp_path: Path):
     assert "with one there is no MRV" in " ".join(model["words"]) and "Asked in German" in model["words"][0]
 
 
+def test_one_direction_re_ranked_is_said(tmp_path: Path):
+    result = evaluated()
+    assert summarise(check_results(result)[0])["ranking"].endswith("(text to image; image to text by embeddings alone)")
+    for figures in result["reranked"]["languages"].values():
+        figures["tr@1"] = 0.5
+    assert summarise(check_results(result)[0])["ranking"].endswith("the rest by embeddings")
+
+
 def test_no_reranking(tmp_path: Path):
     result = without(evaluated(), "reranked", "curve")
     result["items"]["ranks"] = result["items"]["plain_ranks"]
