@@ -45,7 +45,8 @@ def test_a_planted_violation_is_caught(
     checkout: Path, installed_wheel: Path, tmp_path: Path, file: str, line: str, contract: str
 ):
     result = check(checkout, plant(installed_wheel, tmp_path, file, line))
-    broken = [row for row in result.stdout.splitlines() if " BROKEN" in row]  # numbers of ignored imports may follow
+    # how many imports were ignored may follow
+    broken = [row for row in result.stdout.splitlines() if " BROKEN" in row]
     assert result.returncode == 1, result.stdout + result.stderr
     assert any(contract in row for row in broken), result.stdout
 
