@@ -91,6 +91,7 @@ def test_a_benchmark_by_name(place, capsys):
     assert "best 128 re-ranked by itm" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_two_processes_report_what_one_does(place):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     launch = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -189,6 +189,7 @@ def test_resume_is_a_command_that_can_be_given_again(place, capsys):
     assert all(first[name].equal(again[name]) for name in first)  # it was at its end
 
 
+@pytest.mark.slow
 def test_the_example_compares_ways(place, capsys):
     file = Path(__file__).parent.parent.parent / "examples" / "compare_runs.py"
     spec = importlib.util.spec_from_file_location("compare_runs", file)
@@ -208,6 +209,7 @@ def test_the_example_compares_ways(place, capsys):
     assert (place / "runs" / "K-0" / "evaluation.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_two_processes_take_the_steps_of_one(place):
     """Under torchrun; only process 0 prints, and the weights are those of a single process."""
     words = [
