@@ -30,6 +30,11 @@ WITH_A_HUB = "executed against a Hub on this machine by tests/hub/test_hub_page.
 
 # (page, a part of the block, the reason)
 BLOCKS = [
+    (
+        "docs/elsewhere.md",
+        "XFlickr30kCo",
+        "data of mteb on the Hub; tests/evaluation/test_mteb_model.py runs both",
+    ),
     ("docs/benchmark-sets.md", "load_benchmark(", "data sets that are not in the checkout; tests/evaluation has them"),
     (
         "docs/surviving.md",
