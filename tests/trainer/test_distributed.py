@@ -77,6 +77,7 @@ def test_two_processes(case, one_process, two_processes):
     compare(one_process, two_processes, case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", steps.CASES)
 def test_in_pieces(case, one_process, in_pieces):
     compare(one_process, in_pieces, case)

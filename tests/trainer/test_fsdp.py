@@ -24,6 +24,7 @@ def launch(*words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_sharded_step_is_the_step_of_one_process():
     """By `fully_shard` of torch: gradients of two processes with sharded layers against those of one without."""
     words = launch().split()
