@@ -200,6 +200,13 @@ MUTATIONS = [
         "tests/trainer/test_gradient_cache.py -k any_size",
     ),
     Mutation(
+        "rows shuffled that were to come as they stand",
+        "trainer/trainer_ccrk.py",
+        'shuffle=args.train_sampling_strategy == "random",',
+        "shuffle=True,",
+        "tests/trainer/test_trainer_ccrk.py -k order",
+    ),
+    Mutation(
         "a resumed run leaves a batch out",
         "data/sharding.py",
         "for number in range(start, self.batches_per_epoch):",
