@@ -125,8 +125,8 @@ def training_scenes(count: int, seed: int, family: int = 3) -> list[Scene]:
     return scenes[:count]
 
 
-def train_tokenizer(scenes: list[Scene], vocab_size: int = 1500) -> PreTrainedTokenizerFast:
-    """A byte-pair tokenizer with the special tokens of XLM-R, trained on the captions of scenes."""
+def train_tokenizer(texts: list[str], vocab_size: int = 1500) -> PreTrainedTokenizerFast:
+    """A byte-pair tokenizer with the special tokens of XLM-R, trained on captions of scenes."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -135,7 +135,6 @@ def train_tokenizer(scenes: list[Scene], vocab_size: int = 1500) -> PreTrainedTo
     # the evaluation would be words never seen
     alone = pre_tokenizers.Split(Regex(r"[\p{Han}\p{Hiragana}\p{Katakana}ー]"), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), alone])
-    texts = [text for scene in scenes for tag in LANGUAGES for text in variants(scene, tag)]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=SPECIAL_TOKENS, max_token_length=12, show_progress=False
     )
@@ -193,7 +192,7 @@ def train(plan: DemoPlan, folder: str | Path):
     """Trains the model of the demonstration; returns it with its processor."""
     set_seed(plan.seed)
     scenes = training_scenes(plan.steps * plan.batch_size, plan.seed)
-    tokenizer = train_tokenizer(scenes[:800])
+    tokenizer = train_tokenizer([text for scene in scenes[:800] for tag in LANGUAGES for text in variants(scene, tag)])
     side = {"height": plan.image_size, "width": plan.image_size}
     processor = CCRkProcessor(CCRkImageProcessor(size=side, image_mean=[0.5] * 3, image_std=[0.25] * 3), tokenizer)
     model = build_model(plan, len(tokenizer))
