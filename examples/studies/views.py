@@ -1,0 +1,197 @@
+"""How the results of a study are told: tables for its page, and what is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plots
+from plan import HERE, Study, study_names
+from read import Estimate, Reading, heading, table
+from runs import Results
+from scipy import stats
+
+Told = tuple[dict[str, str], Callable[[Path], None]]
+
+
+def readings(study: Study) -> list[Reading]:
+    """The results of every part."""
+    records = Results(study.folder / "results.jsonl").read()
+    return [Reading(part, records) for part in study.parts]
+
+
+def grid(study: Study) -> Told:
+    """A table for each part, and its first figures drawn."""
+    found = readings(study)
+    return {one.part.name: table(one, one.part.columns) for one in found}, lambda path: plots.grid(study, found, path)
+
+
+def _rows(heads: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
+def _told(estimate: Estimate | None, decimals: int, sign: bool = False) -> str:
+    """A difference in brackets where it is not shown."""
+    if estimate is None:
+        return ""
+    text = estimate.text(decimals, sign)
+    return f"({text})" if sign and not estimate.shown else text
+
+
+def apart(reading: Reading, cell: tuple[str, ...], name: str, other: str) -> Estimate | None:
+    """The difference between two figures of the same runs, paired by seed."""
+    first, second = reading.values(cell, other), reading.values(cell, name)
+    both = [second[seed] - first[seed] for seed in sorted(first.keys() & second.keys())]
+    return Estimate.of(both) if both else None
+
+
+def depths(study: Study) -> Told:
+    """Figures by the number of candidates that the fusion encoder re-scores."""
+    texts, found = {}, readings(study)
+    for one in found:
+        (cell,) = one.runs
+        of_depths = sorted(one.part.common["depths"])
+        rows = [
+            ["0", *(_told(one.estimate(cell, name), heading(name)[1]) for name in ("ir@1", "ir@10", "mrv")), *[""] * 4]
+        ]
+        for score in ("itm+sim", "itm"):
+            for depth in of_depths:
+                path = f"depths/{score} {depth}"
+                row = [f"{depth}, {score}"]
+                row += [
+                    _told(one.estimate(cell, f"{path}/{name}"), heading(name)[1]) for name in ("ir@1", "ir@10", "mrv")
+                ]
+                row += [
+                    _told(apart(one, cell, f"{path}/{n}", n), heading(n)[1], True) for n in ("ir@1", "ir@10", "mrv")
+                ]
+                rows.append([*row, _told(one.estimate(cell, f"{path}/cpu ms"), 0)])
+        heads = ["candidates, score", "R@1", "R@10", "MRV", "R@1 less that of 0", "R@10", "MRV", "CPU-ms a query"]
+        texts[one.part.name] = _rows(heads, rows)
+    return texts, lambda path: plots.depths(study, found, path)
+
+
+def noise(study: Study) -> Told:
+    """The usual table, and what share of their recall other languages lose."""
+    texts, found = {}, readings(study)
+    for one in found:
+        texts[one.part.name] = table(one, one.part.columns)
+        rows = []
+        for cell in one.runs:
+            base = one.part.baseline(cell)
+            if base is None:
+                continue
+            row = list(cell)
+            for name in ("ir@1 en", "of kept/ir@1", "of kept/ir@10"):
+                first, second = one.values(base, name), one.values(cell, name)
+                lost = [100 * (1 - second[seed] / first[seed]) for seed in sorted(first.keys() & second.keys())]
+                row.append(_told(Estimate.of(lost) if lost else None, 1, True))
+            rows.append(row)
+        heads = [*one.part.axes, "English R@1 lost, %", "R@1 of de, fr, cs lost, %", "R@10 of de, fr, cs lost, %"]
+        texts[f"{one.part.name}, lost"] = _rows(heads, rows)
+    return texts, lambda path: plots.noise(study, found, path)
+
+
+GEOMETRY = ("distance", "distance variance", "centroid distance", "spread", "cosine projections", "cosine towers")
+
+
+def looks(reading: Reading, cell: tuple[str, ...], name: str) -> np.ndarray | None:
+    """(seeds, looks) of a figure of the probe."""
+    rows = [[look[name] for look in r["figures"]["probe"] if name in look] for r in reading.runs[cell].values()]
+    return np.array(rows) if rows and rows[0] else None
+
+
+def geometry(study: Study) -> Told:
+    """The last look, and cosines of gradients as means over the training; differences from one-to-one."""
+    texts, found = {}, readings(study)
+    for one in found:
+        rows = []
+        for cell in one.runs:
+            base, row = one.part.baseline(cell), list(cell)
+            for name in GEOMETRY:
+                values = looks(one, cell, name)
+                if values is None:
+                    row.append("")
+                    continue
+                # gradients: over the training without its first look, when nothing was learned
+                of_seed = values[:, 1:].mean(1) if name.startswith("cosine") else values[:, -1]
+                text = Estimate.of(list(of_seed)).text(4 if "variance" in name else 3)
+                other = None if base is None else looks(one, base, name)
+                if other is not None and len(other) == len(values):
+                    of_other = other[:, 1:].mean(1) if name.startswith("cosine") else other[:, -1]
+                    difference = Estimate.of(list(of_seed - of_other))
+                    text += f"; {_told(difference, 4 if 'variance' in name else 3, True)}"
+                row.append(text)
+            rows.append(row)
+        texts[one.part.name] = _rows([*one.part.axes, *GEOMETRY], rows)
+    return texts, lambda path: plots.geometry(study, found, path)
+
+
+def comparable(bed: str, languages: int) -> list[dict[str, Any]]:
+    """Every run of any study on a bed that was measured in so many languages, on the same kind of gallery."""
+    records = {k: r for name in study_names() for k, r in Results(HERE / name / "results.jsonl").read().items()}
+    found = [r for r in records.values() if r["bed"] == bed and "overlap@10" in r["figures"]]
+    return [r for r in found if sum(name.startswith("ir@1 ") for name in r["figures"]) == languages]
+
+
+SEEN = ("switch@10", "looks apart", "pages lost", "overlap@10")
+
+
+def _given(one: np.ndarray, other: np.ndarray, third: np.ndarray) -> float:
+    """Spearman's correlation of two figures at equal third one (partial correlation of ranks)."""
+    a, b, c = (stats.rankdata(values) for values in (one, other, third))
+    ab, ac, bc = (np.corrcoef(*pair)[0, 1] for pair in ((a, b), (a, c), (b, c)))
+    return float((ab - ac * bc) / np.sqrt((1 - ac**2) * (1 - bc**2)))
+
+
+def _resampled(figure: Callable[..., float], *columns: np.ndarray, draws: int = 2000) -> str:
+    """A correlation and its 95 % interval over runs drawn anew."""
+    rng, count = np.random.default_rng(0), len(columns[0])
+    drawn = [figure(*(column[rows] for column in columns)) for rows in rng.integers(count, size=(draws, count))]
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    return f"{figure(*columns):+.2f} ({low:+.2f} to {high:+.2f})"
+
+
+def searchers(study: Study) -> Told:
+    """Rank correlations over runs between MRV, recall, and what a searcher sees."""
+    texts, runs = {}, {bed: comparable(bed, 4) for bed in ("photos", "scenes")}
+    for bed, found in runs.items():
+        column = {n: np.array([r["figures"][n] for r in found]) for n in ("mrv", "ir@1", "ir@10", *SEEN)}
+        rows = []
+        for name in SEEN:
+            spearman: Callable[..., float] = lambda a, b: float(stats.spearmanr(a, b).statistic)  # noqa: E731
+            row = [
+                heading(name)[0],
+                *(_resampled(spearman, column[key], column[name]) for key in ("mrv", "ir@1", "ir@10")),
+            ]
+            rows.append([*row, _resampled(_given, column["mrv"], column[name], column["ir@10"])])
+        heads = ["what a searcher sees", "with MRV", "with R@1", "with R@10", "with MRV at equal R@10"]
+        texts[bed] = f"{len(found)} runs.\n\n" + _rows(heads, rows)
+    return texts, lambda path: plots.searchers(study, runs, path)
+
+
+def recall(study: Study) -> Told:
+    """The usual table, and how MRV and recall go together over all runs."""
+    texts, found = {}, readings(study)
+    for one in found:
+        texts[one.part.name] = table(one, one.part.columns)
+        runs = [record for of_cell in one.runs.values() for record in of_cell.values()]
+        column = {n: np.array([r["figures"][n] for r in runs]) for n in ("mrv", "ir@1", "ir@10", "mean rank")}
+        spearman: Callable[..., float] = lambda a, b: float(stats.spearmanr(a, b).statistic)  # noqa: E731
+        rows = [
+            [heading(n)[0], _resampled(spearman, column["mrv"], column[n])] for n in ("ir@1", "ir@10", "mean rank")
+        ]
+        texts[f"{one.part.name}, together"] = _rows(["figure", f"correlation with MRV over {len(runs)} runs"], rows)
+    return texts, lambda path: plots.recall(study, found, path)
+
+
+VIEWS: dict[str, Callable[[Study], Told]] = {
+    "grid": grid,
+    "depths": depths,
+    "noise": noise,
+    "geometry": geometry,
+    "recall": recall,
+    "searchers": searchers,
+}
