@@ -94,7 +94,7 @@ def run_missing(study: Study, args: argparse.Namespace) -> int:
         prepare(folders)
     os.environ |= {"OMP_NUM_THREADS": "1"}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, mp_context=context, max_tasks_per_child=8) as pool:
+    with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
         jobs = {pool.submit(_run, bed, settings, seed, folders): label for bed, settings, seed, _, label in wanted}
         for job in tqdm(as_completed(jobs), total=len(jobs), desc=study.name):
             try:

@@ -9,7 +9,7 @@ import os
 import platform
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -89,9 +89,16 @@ def merged(*parts: dict[str, Any] | None) -> dict[str, Any]:
     return result
 
 
+def resolved(bed: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with the defaults of the bed written out, as they are kept beside a result."""
+    full = merged(DEFAULTS[bed], settings)
+    full["bed"] = asdict((SceneSettings if bed == "scenes" else PhotoSettings)(**full.get("bed", {})))
+    return {name: value for name, value in full.items() if value is not None}
+
+
 def key_of(bed: str, settings: dict[str, Any], seed: int) -> str:
     """The name of a run: of all that it depends on, but for versions."""
-    words = json.dumps([bed, merged(DEFAULTS[bed], settings), seed], sort_keys=True)
+    words = json.dumps([bed, resolved(bed, settings), seed], sort_keys=True)
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
 
@@ -167,6 +174,7 @@ def train_and_measure(bed_name: str, settings: dict[str, Any], seed: int, folder
         "key": key_of(bed_name, settings, seed),
         "bed": bed_name,
         "seed": seed,
+        "settings": resolved(bed_name, settings),
         "figures": figures,
         "cpu_seconds": {"training": round(trained, 1), "all": round(time.process_time() - begun, 1)},
         "steps": arguments.max_steps,

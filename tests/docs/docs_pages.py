@@ -15,6 +15,7 @@ PAGES = [
     *sorted(ROOT.glob("metrics/*/README.md")),
     *sorted(ROOT.glob("docs/*.md")),
     *sorted(ROOT.glob("docs/api/*.md")),
+    *sorted(ROOT.glob("docs/studies/*.md")),
 ]
 NOTEBOOKS = sorted(ROOT.glob("examples/notebooks/*.ipynb"))
 RUN = "<!-- run -->"

@@ -78,7 +78,7 @@ def test_a_dead_link_would_be_found(tmp_path: Path):
 
 def test_every_page_is_in_the_menu(site: Path):
     menu = (site / "docs" / "README.html").read_text(encoding="utf-8")
-    for page in [*ROOT.glob("docs/*.md"), *ROOT.glob("docs/api/*.md")]:
+    for page in [*ROOT.glob("docs/*.md"), *ROOT.glob("docs/api/*.md"), *ROOT.glob("docs/studies/*.md")]:
         name = page.relative_to(ROOT / "docs").with_suffix(".html").as_posix()
         assert f'href="{name}"' in menu or name == "README.html", f"{name} has no row in docs/README.md"
 
