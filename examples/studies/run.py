@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import multiprocessing.connection
 import os
 import sys
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -55,10 +57,20 @@ def missing(study: Study, args: argparse.Namespace) -> list[tuple[str, dict, int
                     continue
                 if key in others and not args.dry_run:
                     own.add(others[key])
-                elif key not in {one[3] for one in wanted}:
+                else:
                     wanted.append((part.bed, settings, seed, key, f"{part.name}: {', '.join(cell)}, seed {seed}"))
                 there[key] = {}
     return wanted
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would work on for nobody, and take the cores from the run that goes on."""
+
+    def watch() -> None:
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run(bed: str, settings: dict, seed: int, folders) -> dict:
@@ -94,7 +106,7 @@ def run_missing(study: Study, args: argparse.Namespace) -> int:
         prepare(folders)
     os.environ |= {"OMP_NUM_THREADS": "1"}
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(args.jobs, mp_context=context, initializer=_end_with_parent) as pool:
         jobs = {pool.submit(_run, bed, settings, seed, folders): label for bed, settings, seed, _, label in wanted}
         for job in tqdm(as_completed(jobs), total=len(jobs), desc=study.name):
             try:

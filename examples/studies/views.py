@@ -10,7 +10,7 @@ import numpy as np
 import plots
 from plan import HERE, Study, study_names
 from read import Estimate, Reading, heading, table
-from runs import Results
+from runs import Results, resolved
 from scipy import stats
 
 Told = tuple[dict[str, str], Callable[[Path], None]]
@@ -129,11 +129,17 @@ def geometry(study: Study) -> Told:
     return texts, lambda path: plots.geometry(study, found, path)
 
 
-def comparable(bed: str, languages: int) -> list[dict[str, Any]]:
-    """Every run of any study on a bed that was measured in so many languages, on the same kind of gallery."""
+def comparable(bed: str) -> list[dict[str, Any]]:
+    """Every run of any study on a bed that was measured in the four languages, with the whole gallery asked for."""
     records = {k: r for name in study_names() for k, r in Results(HERE / name / "results.jsonl").read().items()}
-    found = [r for r in records.values() if r["bed"] == bed and "overlap@10" in r["figures"]]
-    return [r for r in found if sum(name.startswith("ir@1 ") for name in r["figures"]) == languages]
+    usual = resolved(bed, {})["bed"]
+    return [
+        record
+        for record in records.values()
+        if record["bed"] == bed
+        and list(record["settings"]["bed"]["languages"]) == list(usual["languages"])
+        and record["settings"]["bed"]["asked"] == usual["asked"]
+    ]
 
 
 SEEN = ("switch@10", "looks apart", "pages lost", "overlap@10")
@@ -156,7 +162,7 @@ def _resampled(figure: Callable[..., float], *columns: np.ndarray, draws: int = 
 
 def searchers(study: Study) -> Told:
     """Rank correlations over runs between MRV, recall, and what a searcher sees."""
-    texts, runs = {}, {bed: comparable(bed, 4) for bed in ("photos", "scenes")}
+    texts, runs = {}, {bed: comparable(bed) for bed in ("photos", "scenes")}
     for bed, found in runs.items():
         column = {n: np.array([r["figures"][n] for r in found]) for n in ("mrv", "ir@1", "ir@10", *SEEN)}
         rows = []
