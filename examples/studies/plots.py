@@ -17,8 +17,10 @@ COLOURS = ("#1f6f8b", "#d1495b", "#edae49", "#66a182", "#5b4b8a", "#8d6a4f")
 MARKS = ("o", "s", "^", "D", "v", "P")
 
 
-def _figure(rows: int, columns: int, width: float = 4.4, height: float = 3.2):
-    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+def _figure(rows: int, columns: int, width: float = 4.4, height: float = 2.8):
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout="constrained"
+    )
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25)
@@ -27,7 +29,6 @@ def _figure(rows: int, columns: int, width: float = 4.4, height: float = 3.2):
 
 def _save(figure, study: Study, path: Path) -> None:
     figure.suptitle(study.title, fontsize=11, wrap=True)
-    figure.tight_layout()
     # no date and no version in the file, so that equal results give an equal picture
     figure.savefig(path, dpi=80, metadata={"Software": None})
     plt.close(figure)
@@ -72,6 +73,7 @@ def _cell(axis, reading: Reading, name: str) -> None:
         rotation=0 if short else 30,
         ha="center" if short else "right",
     )
+    axis.margins(x=0.08 if len(labels) > 3 else 0.3)
     if rest:
         axis.set_xlabel(along, fontsize=8)
         _legend(axis)

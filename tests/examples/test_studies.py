@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -180,3 +182,43 @@ def test_an_unknown_study_and_a_missing_folder_are_told(tmp_path):
     assert asked.returncode == 2 and "there is no study '77'; there are 01-one-to-k" in asked.stderr
     record = json.loads((STUDIES / "01-one-to-k" / "results.jsonl").read_text().splitlines()[0])
     assert record["figures"]["ir@1"] > 0
+
+
+WORKERS = """
+import multiprocessing, os, sys, time
+from concurrent.futures import ProcessPoolExecutor
+
+sys.path.insert(0, sys.argv[1])
+import run
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=run._end_with_parent) as pool:
+        print(pool.submit(os.getpid).result(), flush=True)
+        pool.submit(time.sleep, 600).result()
+"""
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path):
+    script = tmp_path / "pool.py"
+    script.write_text(WORKERS)
+    parent = subprocess.Popen([sys.executable, script, STUDIES], stdout=subprocess.PIPE, text=True)
+    worker = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    for _ in range(300):
+        try:
+            if Path(f"/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
+                return
+            os.kill(worker, 0)
+        except (ProcessLookupError, FileNotFoundError):
+            return
+        time.sleep(0.1)
+    os.kill(worker, 9)
+    pytest.fail("a worker went on for 30 seconds after its parent was killed")
+
+
+def test_a_folder_that_is_missing_is_told(tmp_path):
+    command = [sys.executable, STUDIES / "run.py", "1", "--part", "photos", "--seeds", "99", "--data", tmp_path / "no"]
+    asked = subprocess.run(command, capture_output=True, text=True)
+    assert asked.returncode == 2 and "there is no folder" in asked.stderr and "--data" in asked.stderr
