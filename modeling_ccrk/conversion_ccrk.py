@@ -111,6 +111,7 @@ def official_config(layout: dict) -> CCRkConfig:
         num_text_layers=layout["text_layers"],
         num_fusion_layers=layout["fusion_layers"],
         projection_dim=layout["projection_dim"],
+        contrastive_variant="official",
     )
 
 

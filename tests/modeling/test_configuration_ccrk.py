@@ -21,20 +21,20 @@ def test_defaults_are_the_papers():
     assert (config.num_text_layers, config.num_fusion_layers, config.projection_dim) == (6, 6, 256)
     assert (config.position_offset, config.text_pooling, config.fusion_pooling) == (0, "first", "first")
     assert (config.temperature_init, tuple(config.temperature_range)) == (0.07, (0.001, 0.5))
-    assert (config.contrastive_variant, config.positive_choice) == ("official", "probability")
+    assert (config.contrastive_variant, config.positive_choice) == ("balanced", "probability")
     assert (config.contrastive_weight, config.matching_weight, config.mlm_weight) == (1, 1, 1)
     assert config.tie_word_embeddings and config.projection_hidden_size is None
 
 
 def test_round_trip(tiny_config, tmp_path):
-    config = tiny_config(contrastive_variant="balanced", temperature_range=None, position_offset=2, image_size=64)
+    config = tiny_config(contrastive_variant="official", temperature_range=None, position_offset=2, image_size=64)
     for other in (CCRkConfig.from_dict(config.to_dict()), CCRkConfig(**config.to_dict())):
         assert other.to_dict() == config.to_dict()
     config.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "ccrk"
     for loaded in (CCRkConfig.from_pretrained(tmp_path), AutoConfig.from_pretrained(tmp_path)):
         assert isinstance(loaded, CCRkConfig)
-        assert (loaded.image_size, loaded.window_size, loaded.contrastive_variant) == (64, 8, "balanced")
+        assert (loaded.image_size, loaded.window_size, loaded.contrastive_variant) == (64, 8, "official")
         assert loaded.vision_config.to_dict() == config.vision_config.to_dict()
         assert loaded.text_config.to_dict() == config.text_config.to_dict()
         assert loaded.temperature_range is None and loaded.position_offset == 2

@@ -525,8 +525,8 @@ def test_a_weight_of_another_shape_is_an_error(tiny_model, tmp_path):
 
 def test_fields_can_be_overridden(tiny_model, tmp_path):
     tiny_model().save_pretrained(tmp_path)
-    loaded = CCRkModel.from_pretrained(tmp_path, contrastive_variant="balanced", positive_choice="uniform")
-    assert (loaded.config.contrastive_variant, loaded.config.positive_choice) == ("balanced", "uniform")
+    loaded = CCRkModel.from_pretrained(tmp_path, contrastive_variant="official", positive_choice="uniform")
+    assert (loaded.config.contrastive_variant, loaded.config.positive_choice) == ("official", "uniform")
 
 
 @BOTH
