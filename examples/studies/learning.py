@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 
+from ccrk.data.augmentation import draw_key
 from ccrk.losses_ccrk import one_to_one
 from ccrk.trainer.collator_ccrk import CCRkDataCollator
 from ccrk.trainer.trainer_ccrk import CCRkTrainer
+
+TRUE_ENGLISH = "en-x-true"  # English that is right where that of the image is a wrong one
 
 
 def per_language(logits: torch.Tensor, image_index: torch.Tensor, languages: torch.Tensor, ids) -> torch.Tensor:
@@ -36,11 +39,11 @@ def pivot(
     english = (languages == tags.index("en")).nonzero().flatten()
     rows = image_index[english]
     images = one_to_one(image_embeds[rows] @ text_embeds[english].t() / temperature, ids[rows])
-    source = tags.index("en-x-true") if "en-x-true" in tags else tags.index("en")
+    source = tags.index(TRUE_ENGLISH) if TRUE_ENGLISH in tags else tags.index("en")
     source_texts = text_embeds[languages == source]
     others = []
     for place, tag in enumerate(tags):
-        if tag not in ("en", "en-x-true"):
+        if tag not in ("en", TRUE_ENGLISH):
             others.append(one_to_one(source_texts @ text_embeds[languages == place].t() / temperature, ids[rows]))
     return (images + torch.stack(others).mean()) / 2
 
@@ -49,6 +52,11 @@ class StudyCollator(CCRkDataCollator):
     """A collator that says in which language each text is, as its place in `tags`."""
 
     tags: list[str] = []
+
+    def _choose(self, row, identity: str, key: int, skipped) -> list[int]:
+        if "place" in row:  # scenes recur within an epoch under one id; languages are drawn for each row by itself
+            key = draw_key(key, 0, str(row["place"]))
+        return super()._choose(row, identity, key, skipped)
 
     def _batch(self, usable) -> dict[str, Any]:
         batch = super()._batch(usable)
@@ -77,8 +85,9 @@ class StudyTrainer(CCRkTrainer):
         languages = inputs.pop("text_languages", None)
         if self.objective is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self._before_step(model)
         image_index, ids = inputs["image_index"], inputs["image_ids"]
-        outputs = model(**inputs)
+        outputs = model(**inputs, return_loss=True)  # for the keyed dropout that comes with it; its loss is not used
         images, texts = outputs.image_embeds, outputs.text_embeds
         temperature = model.retriever.temperature
         if self.objective == "per-language":

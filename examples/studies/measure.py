@@ -93,7 +93,11 @@ def measure(
 
 
 def _reranked(model, features: RetrievalFeatures, ranks, depths: list[int]) -> dict[str, dict]:
-    """Figures by depth. Pairs are scored once, for the greatest depth; their cost is the same at every depth."""
+    """Figures by depth. Pairs are scored once, for the greatest depth.
+
+    Their cost there, by pair, is taken for that of a pair at every depth; at small depths, where an image's keys and
+    values are shared by fewer pairs, it is too low.
+    """
     candidates = find_candidates(features, depths[-1], ["text-to-image"])
     started = time.process_time()
     logits = matching_logits(model, features, candidates)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from learning import TRUE_ENGLISH
 from transformers import AutoTokenizer
 
 from ccrk import CCRkForPreTraining, CCRkModel, CCRkProcessor
@@ -116,6 +117,9 @@ class PhotoBed:
         for folder in (data, towers):
             if not Path(folder).is_dir():
                 raise FileNotFoundError(f"there is no folder '{folder}'; --data and --towers name photos and towers")
+        for tower in ("tf_efficientnet_lite0", "multilingual-e5-small-pruned"):
+            if not (Path(towers) / tower).is_dir():
+                raise FileNotFoundError(f"the folder of the towers, '{towers}', has no '{tower}'")
         self.image_tower = str(Path(towers) / "tf_efficientnet_lite0")
         self.text_tower = str(Path(towers) / "multilingual-e5-small-pruned")
         self.work = Path(work)
@@ -188,7 +192,7 @@ class PhotoBed:
             record = self.rows[row]
             captions = [{**one, "source": settings.sources.get(one["language"])} for one in record["captions"]]
             if settings.true_english:
-                captions.append({"language": "en-x-true", "text": "in the cache alone"})
+                captions.append({"language": TRUE_ENGLISH, "text": "in the cache alone"})
             rows.append({"row": row, "image_id": record["image_id"], "captions": captions})
         return rows
 

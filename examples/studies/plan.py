@@ -14,6 +14,16 @@ HERE = Path(__file__).parent
 BEDS = ("scenes", "photos")
 
 
+def merged(*parts: dict[str, Any] | None) -> dict[str, Any]:
+    """Settings put together; later ones count, and groups are joined."""
+    result: dict[str, Any] = {}
+    for part in parts:
+        for key, value in (part or {}).items():
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = {**result[key], **value} if both else value
+    return result
+
+
 @dataclass
 class Part:
     """A grid of settings on one test bed.
@@ -56,8 +66,6 @@ class Part:
 
     def settings(self, cell: tuple[str, ...]) -> dict[str, Any]:
         """Settings of a cell: the common ones, then those of each axis in turn."""
-        from runs import merged
-
         return merged(self.common, *(self.axes[axis][label] for axis, label in zip(self.axes, cell, strict=True)))
 
     def baseline(self, cell: tuple[str, ...]) -> tuple[str, ...] | None:

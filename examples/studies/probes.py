@@ -73,13 +73,11 @@ class GeometryProbe(TrainerCallback):
         of_language = self._by_language(texts)
         distances = (of_language - images).norm(dim=-1)  # (K, B)
         centroid = of_language.mean(0)
-        chance = images - texts[torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))[: len(images)]]
         return {
             "distance": float(distances.mean()),
             "distance variance": float(distances.var(0, unbiased=False).mean()),
             "centroid distance": float((images - centroid).norm(dim=-1).mean()),
             "spread": float((of_language - centroid).norm(dim=-1).mean()),
-            "chance distance": float(chance.norm(dim=-1).mean()),
         }
 
     def _directions(self, model, images: torch.Tensor, texts: torch.Tensor) -> dict[str, float]:
@@ -97,7 +95,9 @@ class GeometryProbe(TrainerCallback):
         gradients: list[list[torch.Tensor]] = []
         for place in self.languages.unique():
             logits = images @ texts[self.languages == place].t() / temperature
-            grads = torch.autograd.grad(one_to_one(logits), wanted, retain_graph=True, allow_unused=True)
+            grads = torch.autograd.grad(
+                one_to_one(logits, self.batch["image_ids"]), wanted, retain_graph=True, allow_unused=True
+            )
             gradients.append([torch.zeros_like(p) if g is None else g for p, g in zip(wanted, grads, strict=True)])
         found, start = {}, 0
         for name, weights in parts.items():

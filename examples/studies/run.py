@@ -43,6 +43,9 @@ def missing(study: Study, args: argparse.Namespace) -> list[tuple[str, dict, int
     """Bed, settings, seed and label of every run that has no result yet, seeds first; others' runs are taken over."""
     from runs import Results, key_of
 
+    if args.part is not None and args.part not in {part.name for part in study.parts}:
+        names = ", ".join(f"'{part.name}'" for part in study.parts)
+        raise ValueError(f"{study.name} has no part '{args.part}'; it has {names}")
     own, wanted = Results(study.folder / "results.jsonl"), []
     there = own.read()
     others = {key: r for name in study_names() for key, r in Results(HERE / name / "results.jsonl").read().items()}
@@ -136,6 +139,10 @@ def main(words: list[str] | None = None) -> int:
             from read import write
 
             write(study)
+    if not args.dry_run and (HERE / "09-searchers").exists():
+        from read import write
+
+        write(load_study("9"))  # it reads the results of all others
     return 1 if failed else 0
 
 

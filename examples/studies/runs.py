@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 import transformers
-from learning import StudyTrainer
+from learning import TRUE_ENGLISH, StudyTrainer
 from measure import measure
 from photos import PhotoBed, PhotoSettings
+from plan import merged
 from probes import GeometryProbe
 from scenes import SceneBed, SceneSettings
 from transformers import set_seed
@@ -79,16 +80,6 @@ def photo_bed(folders: Folders) -> PhotoBed:
     return PhotoBed(folders.data, folders.towers, folders.work)
 
 
-def merged(*parts: dict[str, Any] | None) -> dict[str, Any]:
-    """Settings put together; later ones count, and groups are joined."""
-    result: dict[str, Any] = {}
-    for part in parts:
-        for key, value in (part or {}).items():
-            both = isinstance(value, dict) and isinstance(result.get(key), dict)
-            result[key] = {**result[key], **value} if both else value
-    return result
-
-
 def resolved(bed: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with the defaults of the bed written out, as they are kept beside a result."""
     full = merged(DEFAULTS[bed], settings)
@@ -97,7 +88,7 @@ def resolved(bed: str, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def key_of(bed: str, settings: dict[str, Any], seed: int) -> str:
-    """The name of a run: of all that it depends on, but for versions."""
+    """The name of a run: of its settings and seed. Photos, towers, versions and code are not in it."""
     words = json.dumps([bed, resolved(bed, settings), seed], sort_keys=True)
     return hashlib.sha256(words.encode()).hexdigest()[:16]
 
@@ -117,6 +108,19 @@ def _arguments(settings: dict[str, Any], seed: int, folder: str) -> CCRkTraining
     )
 
 
+def _trainer(model, rows, processor, settings: dict[str, Any], of_bed, arguments):
+    """A trainer of a run and, where it has one, its probe."""
+    trainer = StudyTrainer(model=model, args=arguments, train_dataset=rows, processing_class=processor)
+    trainer.objective = settings.get("objective")
+    languages = [*of_bed.languages, *([TRUE_ENGLISH] if of_bed.true_english else [])]
+    trainer.data_collator.languages, trainer.data_collator.tags = settings.get("learn", languages), languages
+    probe = None
+    if settings.get("probe"):
+        probe = GeometryProbe(trainer, rows, settings["probe"])
+        trainer.add_callback(probe)
+    return trainer, probe
+
+
 def train_and_measure(bed_name: str, settings: dict[str, Any], seed: int, folders: Folders) -> dict[str, Any]:
     """One run, in this process.
 
@@ -132,41 +136,34 @@ def train_and_measure(bed_name: str, settings: dict[str, Any], seed: int, folder
         A record: `figures`, `cpu_seconds` of training and of all, settings, seed, versions.
     """
     settings = merged(DEFAULTS[bed_name], settings)
-    set_seed(seed)
     begun = time.process_time()
-    depths = settings.get("depths", [])
+    of_bed: Any = (SceneSettings if bed_name == "scenes" else PhotoSettings)(**settings.get("bed", {}))
     if bed_name == "scenes":
         bed: Any = SceneBed()
-        of_bed: Any = SceneSettings(**settings.get("bed", {}))
+        set_seed(seed)
         rows, model, processor = bed.start(of_bed, seed)
         for name, value in settings["model"].items():
             setattr(model.config, name, value)
     else:
-        bed = photo_bed(folders)
-        of_bed = PhotoSettings(**settings.get("bed", {}))
+        bed = photo_bed(
+            folders
+        )  # reads towers, and draws numbers for their weights, when it is the first of a process
+        set_seed(seed)
         model, processor = bed.model(of_bed, **settings["model"]), bed.processor
         rows = bed.training_rows(of_bed)
-    languages = [*of_bed.languages, *(["en-x-true"] if of_bed.true_english else [])]
+    cache = bed.view(model, of_bed, seed) if bed_name == "photos" else None
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(None):
-        arguments = _arguments(settings, seed, scratch)
-        trainer = StudyTrainer(model=model, args=arguments, train_dataset=rows, processing_class=processor)
-        trainer.data_collator.languages, trainer.data_collator.tags = settings.get("learn", languages), languages
-        if bed_name == "photos":
-            trainer.data_collator.cache = bed.view(model, of_bed, seed)
-        trainer.objective = settings.get("objective")
-        probe = None
-        if settings.get("probe"):
-            probe = GeometryProbe(trainer, rows, settings["probe"])
-            trainer.add_callback(probe)
+        trainer, probe = _trainer(model, rows, processor, settings, of_bed, _arguments(settings, seed, scratch))
+        trainer.data_collator.cache = cache
         started = time.process_time()
         trainer.train()
         trained = time.process_time() - started - (probe.cpu_seconds if probe else 0.0)
     model.eval()
     if bed_name == "scenes":
-        features = bed.features(model, processor, of_bed, seed, states=bool(depths))
+        features = bed.features(model, processor, of_bed, seed, states=bool(settings.get("depths")))
     else:
-        features = bed.features(model, of_bed, states=bool(depths))
-    figures = measure(model, features, depths, settings.get("kept"))
+        features = bed.features(model, of_bed, states=bool(settings.get("depths")))
+    figures = measure(model, features, settings.get("depths", ()), settings.get("kept"))
     figures["temperature"] = model.retriever.temperature.item()
     if probe is not None:
         figures["probe"] = probe.seen
@@ -177,7 +174,7 @@ def train_and_measure(bed_name: str, settings: dict[str, Any], seed: int, folder
         "settings": resolved(bed_name, settings),
         "figures": figures,
         "cpu_seconds": {"training": round(trained, 1), "all": round(time.process_time() - begun, 1)},
-        "steps": arguments.max_steps,
+        "steps": settings["train"]["max_steps"],
         "versions": versions(),
     }
 

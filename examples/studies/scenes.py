@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+from learning import TRUE_ENGLISH
 
 from ccrk import CCRkProcessor
 from ccrk.data.scene_captions import LANGUAGES, describe, variants
@@ -21,7 +22,6 @@ from ccrk.image_processing_ccrk import CCRkImageProcessor
 from ccrk.trainer.demo import DemoPlan, build_model, train_tokenizer, training_scenes
 
 MADE_UP = tuple(f"art-x-{number:02d}" for number in range(1, 17))  # artificial languages, as BCP-47 writes them
-TRUE_ENGLISH = "en-x-true"  # English that is right where `wrong` exchanges that of the photo
 
 
 @dataclass
@@ -93,6 +93,7 @@ class SceneRows(torch.utils.data.Dataset):
         self.scenes, self.settings, self.seed = scenes, settings, seed
         self.described = len(scenes) if described is None else described
         self.images = [draw_scene(scene, size=64, seed=seed * 100_003 + place) for place, scene in enumerate(scenes)]
+        self._captions: dict[int, list[dict]] = {}
         self.told = {tag: list(range(len(scenes))) for tag in settings.languages}  # the scene that a caption tells of
         for tag, share in sorted((settings.wrong or {}).items()):
             rng = random.Random(f"{seed}-{tag}")
@@ -105,7 +106,12 @@ class SceneRows(torch.utils.data.Dataset):
         return len(self.scenes)
 
     def captions(self, row: int) -> list[dict]:
-        """The captions of a scene."""
+        """The captions of a scene, made once."""
+        if row not in self._captions:
+            self._captions[row] = self._describe(row)
+        return self._captions[row]
+
+    def _describe(self, row: int) -> list[dict]:
         if row >= self.described:
             return []
         found, settings = [], self.settings
@@ -119,7 +125,9 @@ class SceneRows(torch.utils.data.Dataset):
 
     def __getitem__(self, row: int) -> dict:
         # scenes recur: equal ones are each other's positives, as equal photos are
-        return {"image": self.images[row], "image_id": self.scenes[row].key, "captions": self.captions(row)}
+        # `place` tells one occurrence from another
+        captions = self.captions(row)
+        return {"image": self.images[row], "image_id": self.scenes[row].key, "captions": captions, "place": row}
 
 
 class SceneBed:

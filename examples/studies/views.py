@@ -86,7 +86,11 @@ def noise(study: Study) -> Told:
             row = list(cell)
             for name in ("ir@1 en", "of kept/ir@1", "of kept/ir@10"):
                 first, second = one.values(base, name), one.values(cell, name)
-                lost = [100 * (1 - second[seed] / first[seed]) for seed in sorted(first.keys() & second.keys())]
+                lost = [
+                    100 * (1 - second[seed] / first[seed])
+                    for seed in sorted(first.keys() & second.keys())
+                    if first[seed]
+                ]
                 row.append(_told(Estimate.of(lost) if lost else None, 1, True))
             rows.append(row)
         heads = [*one.part.axes, "English R@1 lost, %", "R@1 of de, fr, cs lost, %", "R@10 of de, fr, cs lost, %"]
