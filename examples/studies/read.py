@@ -129,34 +129,37 @@ class Reading:
         return Estimate.of(both) if both else None
 
 
+def markdown(heads: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
+    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
+
+
 def table(reading: Reading, columns: list[str]) -> str:
     """A table in Markdown: a line for each cell, with its difference from the cell that it is compared with."""
     part = reading.part
     compared = " and ".join(f"{axis} {label}" for axis, label in part.against.items())
-    heads = [*part.axes, *(heading(name)[0] for name in columns), "seeds"]
-    lines = [" | ".join(["", *heads, ""]).strip(), "| " + " | ".join("---" for _ in heads) + " |"]
+    rows = []
     for cell in reading.runs:
-        row: list[str] = list(cell)
-        for name in columns:
-            estimate = reading.estimate(cell, name)
-            row.append("" if estimate is None else estimate.text(heading(name)[1]))
-        row.append(str(len(reading.runs[cell])))
-        lines.append("| " + " | ".join(row) + " |")
-    heads = [*part.axes, *(heading(name)[0] for name in columns if name not in ("cpu s", "steps"))]
-    lines += ["", f"Differences from {compared}, paired by seed; in brackets what is not shown:", ""]
-    lines += ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
+        estimates = [(reading.estimate(cell, name), heading(name)[1]) for name in columns]
+        figures = ["" if estimate is None else estimate.text(decimals) for estimate, decimals in estimates]
+        rows.append([*cell, *figures, str(len(reading.runs[cell]))])
+    first = markdown([*part.axes, *(heading(name)[0] for name in columns), "seeds"], rows)
+    columns, rows = [name for name in columns if name not in ("cpu s", "steps")], []
     for cell in reading.runs:
-        if part.baseline(cell) is None:
-            continue
-        row = list(cell)
-        for name in columns:
-            if name in ("cpu s", "steps"):
-                continue
-            apart = reading.difference(cell, name)
-            text = "" if apart is None else apart.text(heading(name)[1], sign=True)
-            row.append(text if apart is None or apart.shown else f"({text})")
-        lines.append("| " + " | ".join(row) + " |")
-    return "\n".join(lines)
+        if part.baseline(cell) is not None:
+            differences = [told(reading.difference(cell, name), heading(name)[1]) for name in columns]
+            rows.append([*cell, *differences])
+    second = markdown([*part.axes, *(heading(name)[0] for name in columns)], rows)
+    return f"{first}\n\nDifferences from {compared}, paired by seed; in brackets what is not shown:\n\n{second}"
+
+
+def told(difference: Estimate | None, decimals: int) -> str:
+    """A difference, in brackets where it is not shown."""
+    if difference is None:
+        return ""
+    text = difference.text(decimals, sign=True)
+    return text if difference.shown else f"({text})"
 
 
 def into_page(study: Study, texts: dict[str, str]) -> None:

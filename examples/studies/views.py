@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import numpy as np
 import plots
 from plan import HERE, Study, study_names
-from read import Estimate, Reading, heading, table
+from read import Estimate, Reading, heading, markdown, table, told
 from runs import Results, resolved
 from scipy import stats
 
@@ -28,17 +30,11 @@ def grid(study: Study) -> Told:
     return {one.part.name: table(one, one.part.columns) for one in found}, lambda path: plots.grid(study, found, path)
 
 
-def _rows(heads: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(heads) + " |", "| " + " | ".join("---" for _ in heads) + " |"]
-    return "\n".join(lines + ["| " + " | ".join(row) + " |" for row in rows])
-
-
 def _told(estimate: Estimate | None, decimals: int, sign: bool = False) -> str:
-    """A difference in brackets where it is not shown."""
-    if estimate is None:
-        return ""
-    text = estimate.text(decimals, sign)
-    return f"({text})" if sign and not estimate.shown else text
+    """An estimate or, with a sign, a difference, in brackets where it is not shown."""
+    if sign or estimate is None:
+        return told(estimate, decimals)
+    return estimate.text(decimals)
 
 
 def apart(reading: Reading, cell: tuple[str, ...], name: str, other: str) -> Estimate | None:
@@ -69,7 +65,7 @@ def depths(study: Study) -> Told:
                 ]
                 rows.append([*row, _told(one.estimate(cell, f"{path}/cpu ms"), 0)])
         heads = ["candidates, score", "R@1", "R@10", "MRV", "R@1 less that of 0", "R@10", "MRV", "CPU-ms a query"]
-        texts[one.part.name] = _rows(heads, rows)
+        texts[one.part.name] = markdown(heads, rows)
     return texts, lambda path: plots.depths(study, found, path)
 
 
@@ -94,7 +90,7 @@ def noise(study: Study) -> Told:
                 row.append(_told(Estimate.of(lost) if lost else None, 1, True))
             rows.append(row)
         heads = [*one.part.axes, "English R@1 lost, %", "R@1 of de, fr, cs lost, %", "R@10 of de, fr, cs lost, %"]
-        texts[f"{one.part.name}, lost"] = _rows(heads, rows)
+        texts[f"{one.part.name}, lost"] = markdown(heads, rows)
     return texts, lambda path: plots.noise(study, found, path)
 
 
@@ -129,24 +125,36 @@ def geometry(study: Study) -> Told:
                     text += f"; {_told(difference, 4 if 'variance' in name else 3, True)}"
                 row.append(text)
             rows.append(row)
-        texts[one.part.name] = _rows([*one.part.axes, *GEOMETRY], rows)
+        texts[one.part.name] = markdown([*one.part.axes, *GEOMETRY], rows)
     return texts, lambda path: plots.geometry(study, found, path)
 
 
 def comparable(bed: str) -> list[dict[str, Any]]:
-    """Every run of any study on a bed that was measured in the four languages, with the whole gallery asked for."""
-    records = {k: r for name in study_names() for k, r in Results(HERE / name / "results.jsonl").read().items()}
-    usual = resolved(bed, {})["bed"]
-    return [
-        record
-        for record in records.values()
-        if record["bed"] == bed
-        and list(record["settings"]["bed"]["languages"]) == list(usual["languages"])
-        and record["settings"]["bed"]["asked"] == usual["asked"]
-    ]
+    """Every training of any study on a bed that was measured in the four languages and on the whole gallery."""
+    found, usual = {}, resolved(bed, {})["bed"]
+    for name in study_names():
+        for record in Results(HERE / name / "results.jsonl").read().values():
+            if record["bed"] != bed:
+                continue
+            of_bed = record["settings"]["bed"]
+            if list(of_bed["languages"]) == list(usual["languages"]) and of_bed["asked"] == usual["asked"]:
+                found[_training(record), record["seed"]] = record  # what was looked at beside makes no other training
+    return list(found.values())
+
+
+def _training(record: dict[str, Any]) -> str:
+    """The settings of a training, without what was only looked at."""
+    looked_at = ("kept", "probe", "depths")
+    return json.dumps(
+        {key: value for key, value in record["settings"].items() if key not in looked_at}, sort_keys=True
+    )
 
 
 SEEN = ("switch@10", "looks apart", "pages lost", "overlap@10")
+
+
+def _spearman(one: np.ndarray, other: np.ndarray) -> float:
+    return float(stats.spearmanr(one, other).statistic)
 
 
 def _given(one: np.ndarray, other: np.ndarray, third: np.ndarray) -> float:
@@ -156,10 +164,18 @@ def _given(one: np.ndarray, other: np.ndarray, third: np.ndarray) -> float:
     return float((ab - ac * bc) / np.sqrt((1 - ac**2) * (1 - bc**2)))
 
 
-def _resampled(figure: Callable[..., float], *columns: np.ndarray, draws: int = 2000) -> str:
-    """A correlation and its 95 % interval over runs drawn anew."""
-    rng, count = np.random.default_rng(0), len(columns[0])
-    drawn = [figure(*(column[rows] for column in columns)) for rows in rng.integers(count, size=(draws, count))]
+def _resampled(figure: Callable[..., float], runs: list[dict], *names: str, draws: int = 2000) -> str:
+    """A correlation of figures over runs, and its 95 % interval: settings drawn anew, each with all its seeds."""
+    groups: dict[str, list[int]] = {}
+    for place, record in enumerate(runs):
+        groups.setdefault(_training(record), []).append(place)
+    columns = [np.array([record["figures"][name] for record in runs]) for name in names]
+    places, rng, drawn = list(groups.values()), np.random.default_rng(0), []
+    for chosen in rng.integers(len(places), size=(draws, len(places))):
+        rows = np.concatenate([places[one] for one in chosen])
+        with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", stats.ConstantInputWarning)
+            drawn.append(figure(*(column[rows] for column in columns)))
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return f"{figure(*columns):+.2f} ({low:+.2f} to {high:+.2f})"
 
@@ -168,17 +184,13 @@ def searchers(study: Study) -> Told:
     """Rank correlations over runs between MRV, recall, and what a searcher sees."""
     texts, runs = {}, {bed: comparable(bed) for bed in ("photos", "scenes")}
     for bed, found in runs.items():
-        column = {n: np.array([r["figures"][n] for r in found]) for n in ("mrv", "ir@1", "ir@10", *SEEN)}
         rows = []
         for name in SEEN:
-            spearman: Callable[..., float] = lambda a, b: float(stats.spearmanr(a, b).statistic)  # noqa: E731
-            row = [
-                heading(name)[0],
-                *(_resampled(spearman, column[key], column[name]) for key in ("mrv", "ir@1", "ir@10")),
-            ]
-            rows.append([*row, _resampled(_given, column["mrv"], column[name], column["ir@10"])])
+            row = [heading(name)[0], *(_resampled(_spearman, found, key, name) for key in ("mrv", "ir@1", "ir@10"))]
+            rows.append([*row, _resampled(_given, found, "mrv", name, "ir@10")])
         heads = ["what a searcher sees", "with MRV", "with R@1", "with R@10", "with MRV at equal R@10"]
-        texts[bed] = f"{len(found)} runs.\n\n" + _rows(heads, rows)
+        count = len({_training(record) for record in found})
+        texts[bed] = f"{len(found)} runs of {count} settings.\n\n" + markdown(heads, rows)
     return texts, lambda path: plots.searchers(study, runs, path)
 
 
@@ -188,12 +200,10 @@ def recall(study: Study) -> Told:
     for one in found:
         texts[one.part.name] = table(one, one.part.columns)
         runs = [record for of_cell in one.runs.values() for record in of_cell.values()]
-        column = {n: np.array([r["figures"][n] for r in runs]) for n in ("mrv", "ir@1", "ir@10", "mean rank")}
-        spearman: Callable[..., float] = lambda a, b: float(stats.spearmanr(a, b).statistic)  # noqa: E731
         rows = [
-            [heading(n)[0], _resampled(spearman, column["mrv"], column[n])] for n in ("ir@1", "ir@10", "mean rank")
+            [heading(name)[0], _resampled(_spearman, runs, "mrv", name)] for name in ("ir@1", "ir@10", "mean rank")
         ]
-        texts[f"{one.part.name}, together"] = _rows(["figure", f"correlation with MRV over {len(runs)} runs"], rows)
+        texts[f"{one.part.name}, together"] = markdown(["figure", f"correlation with MRV over {len(runs)} runs"], rows)
     return texts, lambda path: plots.recall(study, found, path)
 
 

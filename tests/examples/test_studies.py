@@ -222,3 +222,29 @@ def test_a_folder_that_is_missing_is_told(tmp_path):
     command = [sys.executable, STUDIES / "run.py", "1", "--part", "photos", "--seeds", "99", "--data", tmp_path / "no"]
     asked = subprocess.run(command, capture_output=True, text=True)
     assert asked.returncode == 2 and "there is no folder" in asked.stderr and "--data" in asked.stderr
+
+
+def test_correlations_over_settings_and_at_equal_recall(studies):
+    views = studies("views")
+    rng = np.random.default_rng(0)
+    third = rng.normal(size=4000)
+    one, other = third + rng.normal(size=4000), third + rng.normal(size=4000)
+    assert views._spearman(one, other) > 0.4 and abs(views._given(one, other, third)) < 0.06
+    runs = [
+        {"settings": {"train": {"max_steps": setting}, "probe": seed}, "figures": {"mrv": setting, "ir@1": -setting}}
+        for setting in range(6)
+        for seed in range(3)
+    ]
+    assert views._resampled(views._spearman, runs, "mrv", "ir@1", draws=50) == "-1.00 (-1.00 to -1.00)"
+
+
+def test_languages_are_drawn_for_each_occurrence_of_a_scene(studies):
+    learning, tiny = studies("learning"), _tiny_model()
+    collator = learning.StudyCollator(tiny.make_processor(), ["en", "de", "fr"], 1)
+    captions = [{"language": tag, "text": "a"} for tag in ("en", "de", "fr")]
+    rows = [{"image": tiny.make_rows()[0]["image"], "image_id": "same", "captions": captions} for _ in range(40)]
+    collator.tags = ["en", "de", "fr"]
+    alike = collator(rows)["text_languages"]
+    assert len(set(alike.tolist())) == 1  # without a place they are the same row
+    apart = collator([{**row, "place": place} for place, row in enumerate(rows)])["text_languages"]
+    assert {0, 1, 2} == set(apart.tolist())
