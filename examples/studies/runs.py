@@ -108,10 +108,10 @@ def _arguments(settings: dict[str, Any], seed: int, folder: str) -> CCRkTraining
     )
 
 
-def _trainer(model, rows, processor, settings: dict[str, Any], of_bed, arguments):
-    """A trainer of a run and, where it has one, its probe."""
+def _trainer(model, rows, processor, settings: dict[str, Any], of_bed, arguments, cache=None):
+    """A trainer of a run and, where it has one, its probe, which reads the cache, too."""
     trainer = StudyTrainer(model=model, args=arguments, train_dataset=rows, processing_class=processor)
-    trainer.objective = settings.get("objective")
+    trainer.objective, trainer.data_collator.cache = settings.get("objective"), cache
     languages = [*of_bed.languages, *([TRUE_ENGLISH] if of_bed.true_english else [])]
     trainer.data_collator.languages, trainer.data_collator.tags = settings.get("learn", languages), languages
     probe = None
@@ -153,8 +153,8 @@ def train_and_measure(bed_name: str, settings: dict[str, Any], seed: int, folder
         rows = bed.training_rows(of_bed)
     cache = bed.view(model, of_bed, seed) if bed_name == "photos" else None
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(None):
-        trainer, probe = _trainer(model, rows, processor, settings, of_bed, _arguments(settings, seed, scratch))
-        trainer.data_collator.cache = cache
+        arguments = _arguments(settings, seed, scratch)
+        trainer, probe = _trainer(model, rows, processor, settings, of_bed, arguments, cache)
         started = time.process_time()
         trainer.train()
         trained = time.process_time() - started - (probe.cpu_seconds if probe else 0.0)

@@ -69,28 +69,34 @@ def depths(study: Study) -> Told:
     return texts, lambda path: plots.depths(study, found, path)
 
 
+def _lost(reading: Reading, cell: tuple[str, ...], name: str) -> dict[int, float]:
+    """Seed -> percent of a figure that is lost beside the cell without noise."""
+    first, second = reading.values(reading.part.baseline(cell), name), reading.values(cell, name)
+    return {
+        seed: 100 * (1 - second[seed] / first[seed]) for seed in sorted(first.keys() & second.keys()) if first[seed]
+    }
+
+
 def noise(study: Study) -> Told:
-    """The usual table, and what share of their recall other languages lose."""
+    """The usual table, and what share of their recall other languages lose, also beside another way."""
     texts, found = {}, readings(study)
     for one in found:
         texts[one.part.name] = table(one, one.part.columns)
+        other = next(way for way in ("direct", "one-to-one") if (way, "0 %") in one.runs)
         rows = []
         for cell in one.runs:
-            base = one.part.baseline(cell)
-            if base is None:
+            if one.part.baseline(cell) is None:
                 continue
             row = list(cell)
             for name in ("ir@1 en", "of kept/ir@1", "of kept/ir@10"):
-                first, second = one.values(base, name), one.values(cell, name)
-                lost = [
-                    100 * (1 - second[seed] / first[seed])
-                    for seed in sorted(first.keys() & second.keys())
-                    if first[seed]
-                ]
-                row.append(_told(Estimate.of(lost) if lost else None, 1, True))
-            rows.append(row)
-        heads = [*one.part.axes, "English R@1 lost, %", "R@1 of de, fr, cs lost, %", "R@10 of de, fr, cs lost, %"]
-        texts[f"{one.part.name}, lost"] = markdown(heads, rows)
+                lost = _lost(one, cell, name)
+                row.append(told(Estimate.of(list(lost.values())) if lost else None, 1))
+            theirs = _lost(one, (other, cell[1]), "of kept/ir@10")
+            both = [lost[seed] - theirs[seed] for seed in sorted(lost.keys() & theirs.keys())]
+            rows.append([*row, told(Estimate.of(both), 1) if both and cell[0] != other else ""])
+        lost_of = "of de, fr, cs lost, %"
+        heads = ["English R@1 lost, %", f"R@1 {lost_of}", f"R@10 {lost_of}", f"the same less that of {other}"]
+        texts[f"{one.part.name}, lost"] = markdown([*one.part.axes, *heads], rows)
     return texts, lambda path: plots.noise(study, found, path)
 
 
@@ -164,8 +170,8 @@ def _given(one: np.ndarray, other: np.ndarray, third: np.ndarray) -> float:
     return float((ab - ac * bc) / np.sqrt((1 - ac**2) * (1 - bc**2)))
 
 
-def _resampled(figure: Callable[..., float], runs: list[dict], *names: str, draws: int = 2000) -> str:
-    """A correlation of figures over runs, and its 95 % interval: settings drawn anew, each with all its seeds."""
+def _resampled(figure: Callable[..., float], runs: list[dict], *names: str, draws: int = 2000) -> list[float]:
+    """A correlation of figures over runs, and the ends of its 95 % interval: settings drawn anew, with all seeds."""
     groups: dict[str, list[int]] = {}
     for place, record in enumerate(runs):
         groups.setdefault(_training(record), []).append(place)
@@ -177,21 +183,33 @@ def _resampled(figure: Callable[..., float], runs: list[dict], *names: str, draw
             warnings.simplefilter("ignore", stats.ConstantInputWarning)
             drawn.append(figure(*(column[rows] for column in columns)))
     low, high = np.nanpercentile(drawn, [2.5, 97.5])
-    return f"{figure(*columns):+.2f} ({low:+.2f} to {high:+.2f})"
+    return [figure(*columns), float(low), float(high)]
+
+
+def _span(values: list[float]) -> str:
+    return "{:+.2f} ({:+.2f} to {:+.2f})".format(*values)
 
 
 def searchers(study: Study) -> Told:
     """Rank correlations over runs between MRV, recall, and what a searcher sees."""
-    texts, runs = {}, {bed: comparable(bed) for bed in ("photos", "scenes")}
-    for bed, found in runs.items():
+    texts, runs, found = {}, {bed: comparable(bed) for bed in ("photos", "scenes")}, {}
+    for bed, records in runs.items():
+        count = len({_training(record) for record in records})
+        found[bed] = {"runs": len(records), "settings": count, "correlations": {}}
         rows = []
         for name in SEEN:
-            row = [heading(name)[0], *(_resampled(_spearman, found, key, name) for key in ("mrv", "ir@1", "ir@10"))]
-            rows.append([*row, _resampled(_given, found, "mrv", name, "ir@10")])
+            values = {key: _resampled(_spearman, records, key, name) for key in ("mrv", "ir@1", "ir@10")}
+            values["mrv at equal ir@10"] = _resampled(_given, records, "mrv", name, "ir@10")
+            found[bed]["correlations"][name] = values
+            rows.append([heading(name)[0], *map(_span, values.values())])
         heads = ["what a searcher sees", "with MRV", "with R@1", "with R@10", "with MRV at equal R@10"]
-        count = len({_training(record) for record in found})
-        texts[bed] = f"{len(found)} runs of {count} settings.\n\n" + markdown(heads, rows)
-    return texts, lambda path: plots.searchers(study, runs, path)
+        texts[bed] = f"{len(records)} runs of {count} settings.\n\n" + markdown(heads, rows)
+
+    def draw(path: Path) -> None:
+        path.with_name("results.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        plots.searchers(study, runs, path)
+
+    return texts, draw
 
 
 def recall(study: Study) -> Told:
@@ -201,7 +219,8 @@ def recall(study: Study) -> Told:
         texts[one.part.name] = table(one, one.part.columns)
         runs = [record for of_cell in one.runs.values() for record in of_cell.values()]
         rows = [
-            [heading(name)[0], _resampled(_spearman, runs, "mrv", name)] for name in ("ir@1", "ir@10", "mean rank")
+            [heading(name)[0], _span(_resampled(_spearman, runs, "mrv", name))]
+            for name in ("ir@1", "ir@10", "mean rank")
         ]
         texts[f"{one.part.name}, together"] = markdown(["figure", f"correlation with MRV over {len(runs)} runs"], rows)
     return texts, lambda path: plots.recall(study, found, path)
