@@ -9,7 +9,7 @@ COMMANDS = [
     (r"^(\w+=\S+ )*pytest ", "tests themselves, run by `make test` and `make test-slow`"),
     (r"^(OMP_NUM_THREADS=1 )?python tests/", "tests themselves, run by `make test` and `make test-slow`"),
     (r"^python benchmarks/", "measures for minutes to hours; `make bench` runs them"),
-    (r"^python examples/studies/", "trains for minutes to hours; tests/examples runs small ones and reads the results"),
+    (r"^python examples/studies/", "trains for minutes to hours; tests/examples runs small ones"),
     (r"^ccrk demo", "7 minutes of processor time; tests/cli/test_demo.py runs a smaller one"),
     (r"^ccrk serve", "runs until it is ended; tests/serving/test_process.py starts and ends it"),
     (r"^curl ", "asks the running service; tests/serving/test_api.py asks all of its routes"),

@@ -72,9 +72,8 @@ def test_rows_come_in_the_order_that_was_asked_for(tmp_path, rows, processor, ma
 def test_accumulated_steps_are_means(tmp_path, rows, processor, make_model):
     """Two accumulated batches give the mean of their gradients, not the sum: losses are batch means."""
     model = make_model(CCRkModel, matching_weight=0.0)
-    args = arguments(
-        tmp_path, gradient_accumulation_steps=2, max_steps=1, per_device_train_batch_size=6, max_grad_norm=0.0
-    )
+    sizes = {"max_steps": 1, "per_device_train_batch_size": 6, "max_grad_norm": 0.0}
+    args = arguments(tmp_path, gradient_accumulation_steps=2, contrastive_variant="official", **sizes)
     trainer = train(model, processor, rows, args)
     logged = next(e["loss"] for e in trainer.state.log_history if "loss" in e)
     assert logged < math.log(6 * 3) * 1.5  # a sum of two would be near twice the loss of one batch
