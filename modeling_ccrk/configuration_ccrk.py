@@ -102,8 +102,8 @@ class CCRkConfig(PreTrainedConfig):
         temperature_range (list of two `float`, *optional*): the temperature is clamped to it at every training step
             of `CCRkForPreTraining`, as the authors do; `CCRkModel` leaves it free.
         contrastive_variant (`"official"`, `"balanced"`, `"one-to-one"` or `"sigmoid"`): see `losses_ccrk.one_to_k`
-            and `losses_ccrk.sigmoid_one_to_k`. `"official"` has the authors' weights; `"balanced"` finds more in our
-            comparison of objectives (docs/studies/10-objectives.md), and is the default for that.
+            and `losses_ccrk.sigmoid_one_to_k`. `"official"` has the authors' weights; `"balanced"`, the default,
+            finds more photos by text in our comparison of objectives (docs/studies/10-objectives.md).
         english_guidance (`float`): share of the text-to-image target that is what the English text of the image sees;
             see `losses_ccrk.contrastive_share`. 0 leaves it out.
         logit_bias_init (`float`): initial value of the bias that `"sigmoid"` adds to the logits (SigLIP's).

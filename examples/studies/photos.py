@@ -111,8 +111,6 @@ class PhotoBed:
         work: where the features are kept, some 1.2 GB.
     """
 
-    name = "photos"
-
     def __init__(self, data: str | Path, towers: str | Path, work: str | Path):
         for folder in (data, towers):
             if not Path(folder).is_dir():

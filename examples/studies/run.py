@@ -88,9 +88,10 @@ def _run(bed: str, settings: dict, seed: int, folders) -> dict:
 
 def prepare(folders) -> None:
     """Features of all photos, before several processes want them."""
-    from photos import PhotoBed, PhotoSettings
+    from photos import PhotoSettings
+    from runs import photo_bed
 
-    bed = PhotoBed(folders.data, folders.towers, folders.work)
+    bed = photo_bed(folders)
     bed.cache(bed.model(PhotoSettings()))
 
 
@@ -139,7 +140,7 @@ def main(words: list[str] | None = None) -> int:
             from read import write
 
             write(study)
-    if not args.dry_run and (HERE / "09-searchers").exists():
+    if not args.dry_run:
         from read import write
 
         write(load_study("9"))  # it reads the results of all others

@@ -145,10 +145,8 @@ def train_and_measure(bed_name: str, settings: dict[str, Any], seed: int, folder
         for name, value in settings["model"].items():
             setattr(model.config, name, value)
     else:
-        bed = photo_bed(
-            folders
-        )  # reads towers, and draws numbers for their weights, when it is the first of a process
-        set_seed(seed)
+        bed = photo_bed(folders)
+        set_seed(seed)  # after it: the first of a process builds a tower, which draws numbers
         model, processor = bed.model(of_bed, **settings["model"]), bed.processor
         rows = bed.training_rows(of_bed)
     cache = bed.view(model, of_bed, seed) if bed_name == "photos" else None

@@ -36,6 +36,7 @@ class SceneSettings:
         varied: share of captions in a wording drawn at random.
         wrong: language -> share of training captions that are those of another scene.
         true_english: give a right English caption beside a wrong one, in a language of its own name.
+        sources: language -> source of its captions, for `source_weights`.
     """
 
     languages: tuple[str, ...] = ("en", "de", "fr", "cs")
@@ -132,8 +133,6 @@ class SceneRows(torch.utils.data.Dataset):
 
 class SceneBed:
     """Scenes, captions and models to train on them."""
-
-    name = "scenes"
 
     def __init__(self) -> None:
         side = {"height": 64, "width": 64}

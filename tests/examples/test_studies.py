@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import subprocess
@@ -176,12 +175,10 @@ def test_intervals_and_paired_differences(studies):
     assert "| b | +3.2 ± 0.7 |" in read.table(reading, ["ir@1", "cpu s"])
 
 
-def test_an_unknown_study_and_a_missing_folder_are_told(tmp_path):
+def test_an_unknown_study_is_told():
     command = [sys.executable, STUDIES / "run.py"]
     asked = subprocess.run([*command, "77", "--dry-run"], capture_output=True, text=True)
     assert asked.returncode == 2 and "there is no study '77'; there are 01-one-to-k" in asked.stderr
-    record = json.loads((STUDIES / "01-one-to-k" / "results.jsonl").read_text().splitlines()[0])
-    assert record["figures"]["ir@1"] > 0
 
 
 WORKERS = """
