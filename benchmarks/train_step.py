@@ -226,7 +226,7 @@ def build(variant: str):
     from ccrk import CCRkConfig, CCRkForPreTraining
 
     torch.manual_seed(0)
-    model = CCRkForPreTraining(CCRkConfig()).train()
+    model = CCRkForPreTraining(CCRkConfig(contrastive_variant="official")).train()
     if variant == "twin":
         model.config.text_config._attn_implementation = "eager"
     groups = [

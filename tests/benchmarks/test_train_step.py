@@ -41,7 +41,8 @@ def script():
 def model():
     torch.manual_seed(0)
     sizes = {"num_text_layers": 2, "num_fusion_layers": 2, "projection_dim": 12, "initializer_range": 0.2}
-    return CCRkForPreTraining(CCRkConfig(vision_config=VISION, text_config=dict(TEXT), **sizes)).train()
+    config = CCRkConfig(vision_config=VISION, text_config=dict(TEXT), contrastive_variant="official", **sizes)
+    return CCRkForPreTraining(config).train()
 
 
 def test_batches_differ_in_padding_only(script, model):
