@@ -41,6 +41,7 @@ class PhotoSettings:
         languages: of training and evaluation.
         projection_hidden, projection_dropout, projection_dim: of both projections.
         asked: of the gallery's 1,000 photos so many are asked for, all by default; re-ranking takes long.
+        photos: to train on, drawn by the seed of a run; all by default.
         whole: keep all tokens of the towers, which matching needs; without, their summaries, which embeddings are made
             of: equal in what is learned, and much less to read.
         wrong: language -> share of its training captions that are those of another photo.
@@ -53,6 +54,7 @@ class PhotoSettings:
     projection_dropout: float = 0.3
     projection_dim: int = 256
     asked: int = GALLERY
+    photos: int | None = None
     whole: bool = False
     wrong: dict[str, float] | None = None
     true_english: bool = False
@@ -183,10 +185,12 @@ class PhotoBed:
             found[row, places[row]] = other, places[other]
         return found
 
-    def training_rows(self, settings: PhotoSettings) -> list[dict]:
-        """Rows for a collator with the cache."""
-        rows = []
-        for row in self.training:
+    def training_rows(self, settings: PhotoSettings, seed: int) -> list[dict]:
+        """Rows for a collator with the cache; fewer photos are among those that more would be."""
+        rows, chosen = [], self.training
+        if settings.photos is not None:
+            chosen = sorted(random.Random(f"{seed}-photos").sample(chosen, len(chosen))[: settings.photos])
+        for row in chosen:
             record = self.rows[row]
             captions = [{**one, "source": settings.sources.get(one["language"])} for one in record["captions"]]
             if settings.true_english:

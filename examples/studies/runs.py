@@ -148,7 +148,7 @@ def train_and_measure(bed_name: str, settings: dict[str, Any], seed: int, folder
         bed = photo_bed(folders)
         set_seed(seed)  # after it: the first of a process builds a tower, which draws numbers
         model, processor = bed.model(of_bed, **settings["model"]), bed.processor
-        rows = bed.training_rows(of_bed)
+        rows = bed.training_rows(of_bed, seed)
     cache = bed.view(model, of_bed, seed) if bed_name == "photos" else None
     with tempfile.TemporaryDirectory() as scratch, contextlib.redirect_stdout(None):
         arguments = _arguments(settings, seed, scratch)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from ccrk.evaluation.features import encode
 from ccrk.losses_ccrk import one_to_one
 
 STUDIES = Path(__file__).resolve().parents[2] / "examples" / "studies"
@@ -147,6 +150,54 @@ def test_a_run_reranks(studies):
     found = runs.train_and_measure("scenes", settings, 0, None)["figures"]["depths"]
     assert set(found) == {"itm+sim 2", "itm+sim 4", "itm 2", "itm 4"}
     assert found["itm 4"]["cpu ms"] == pytest.approx(2 * found["itm 2"]["cpu ms"])
+
+
+@pytest.fixture
+def photo_folders(studies, shared, tmp_path, monkeypatch):
+    """Folders of 40 real photos, of which 12 are the gallery."""
+    data = shared / "data" / "flickr8k_multi"
+    if not data.is_dir() or not (shared / "weights").is_dir():
+        pytest.skip("no photos and towers beside this checkout")
+    lines = (data / "train.jsonl").read_text(encoding="utf-8").splitlines()[:40]
+    for line in lines:
+        copy = tmp_path / "data" / json.loads(line)["image"]
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(data / json.loads(line)["image"], copy)
+    (tmp_path / "data" / "train.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    photos, runs = studies("photos"), studies("runs")
+    monkeypatch.setattr(photos, "GALLERY", 12)
+    runs.photo_bed.cache_clear()
+    yield runs.Folders(tmp_path / "data", shared / "weights", tmp_path / "work")
+    runs.photo_bed.cache_clear()
+    photos._summaries.cache_clear()
+
+
+def test_a_run_on_real_photos(studies, photo_folders):
+    runs, photos = studies("runs"), studies("photos")
+    settings = {
+        "bed": {"whole": True, "asked": 12, "photos": 20, "wrong": {"en": 0.4}},
+        "train": {"max_steps": 2, "per_device_train_batch_size": 8, "matching_weight": 1.0, "matching_images": 4},
+        "depths": [4],
+    }
+    first, second = (runs.train_and_measure("photos", settings, 1, photo_folders)["figures"] for _ in range(2))
+    for found in (first, second):
+        for of_depth in found["depths"].values():
+            assert of_depth.pop("cpu ms") > 0
+    assert first == second and set(first["depths"]) == {"itm+sim 4", "itm 4"}
+
+    bed, of_bed = runs.photo_bed(photo_folders), photos.PhotoSettings(asked=12)
+    model = bed.model(of_bed).eval()
+    # features of the cache (bf16) are those of photos and captions that are read and encoded
+    cached = bed.features(model, of_bed)
+    rows = [bed.rows[row] for row in bed.gallery]
+    plain = encode(model, bed.processor, rows, languages=of_bed.languages)
+    for one, other in ((cached.image_embeds, plain.image_embeds), (cached.text_embeds, plain.text_embeds)):
+        close = one @ other.t()
+        assert close.diagonal().min() > 0.99 and close.argmax(1).tolist() == list(range(len(one)))
+
+    taken = [{row["row"] for row in bed.training_rows(photos.PhotoSettings(photos=count), 1)} for count in (10, 20)]
+    assert len(taken[0]) == 10 and taken[0] < taken[1] < set(bed.training)
+    assert taken[0] != {row["row"] for row in bed.training_rows(photos.PhotoSettings(photos=10), 2)}
 
 
 def test_results_grow_and_survive_a_cut(studies, tmp_path):
