@@ -84,14 +84,12 @@ class Study:
         title: the question.
         parts: of the study.
         view: how its results are told and drawn, see `views`.
-        draft: whether runs are still missing; its page says so, and nothing is concluded from it.
     """
 
     folder: Path
     title: str
     parts: list[Part]
     view: str = "grid"
-    draft: bool = False
 
     @property
     def name(self) -> str:

@@ -86,6 +86,7 @@ def heading(name: str) -> tuple[str, int]:
     words, decimals = HEADINGS.get(last, (last, 2))
     if last not in HEADINGS and last.startswith("ir@1 "):
         words, decimals = f"R@1 {last.split()[1]}", 1
+    path = [word for word in path if word != "depths"]
     return f"{words} ({', '.join(path)})" if path else words, decimals
 
 
