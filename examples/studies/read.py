@@ -129,6 +129,12 @@ class Reading:
         both = [second[seed] - first[seed] for seed in sorted(first.keys() & second.keys())]
         return Estimate.of(both) if both else None
 
+    def times(self, cell: tuple[str, ...], name: str) -> Estimate | None:
+        """What a cell's figure is of that of the cell that it is compared with, seed by seed."""
+        first, second = self.values(self.part.baseline(cell), name), self.values(cell, name)
+        both = [second[seed] / first[seed] for seed in sorted(first.keys() & second.keys())]
+        return Estimate.of(both) if both else None
+
 
 def markdown(heads: list[str], rows: list[list[str]]) -> str:
     """A table in Markdown."""
@@ -146,12 +152,17 @@ def table(reading: Reading, columns: list[str]) -> str:
         figures = ["" if estimate is None else estimate.text(decimals) for estimate, decimals in estimates]
         rows.append([*cell, *figures, str(len(reading.runs[cell]))])
     first = markdown([*part.axes, *(heading(name)[0] for name in columns), "seeds"], rows)
-    columns, rows = [name for name in columns if name not in ("cpu s", "steps")], []
+    rows, costs = [], "cpu s" in columns
+    columns = [name for name in columns if name not in ("cpu s", "steps")]
     for cell in reading.runs:
         if part.baseline(cell) is not None:
-            differences = [told(reading.difference(cell, name), heading(name)[1]) for name in columns]
-            rows.append([*cell, *differences])
-    second = markdown([*part.axes, *(heading(name)[0] for name in columns)], rows)
+            row = [*cell, *(told(reading.difference(cell, name), heading(name)[1]) for name in columns)]
+            if costs:
+                ratio = reading.times(cell, "cpu s")
+                row.append("" if ratio is None else ratio.text(2))
+            rows.append(row)
+    heads = [*part.axes, *(heading(name)[0] for name in columns), *(["CPU-s, ratio"] if costs else [])]
+    second = markdown(heads, rows)
     return f"{first}\n\nDifferences from {compared}, paired by seed; in brackets what is not shown:\n\n{second}"
 
 

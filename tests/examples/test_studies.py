@@ -218,12 +218,18 @@ def test_intervals_and_paired_differences(studies):
     for seed, (a, b) in enumerate([(10, 13), (20, 23.5), (30, 33)]):
         for cell, value in (("a",), a), (("b",), b):
             key = key_of("scenes", part.settings(cell), seed)
-            records[key] = {"seed": seed, "figures": {"ir@1": value}, "cpu_seconds": {"training": 1}, "steps": 3}
+            records[key] = {
+                "seed": seed,
+                "figures": {"ir@1": value},
+                "cpu_seconds": {"training": 2 + value % 2},
+                "steps": 3,
+            }
     reading = read.Reading(part, records)
     apart = reading.difference(("b",), "ir@1")
     assert apart.mean == pytest.approx(3.1667, rel=1e-4) and apart.shown  # though the values themselves vary by 10
     assert not reading.estimate(("b",), "ir@1").shown
-    assert "| b | +3.2 ± 0.7 |" in read.table(reading, ["ir@1", "cpu s"])
+    # 3 seconds beside 2, 3.5 beside 2, 3 beside 2: times 1.5, 1.75, 1.5
+    assert "| b | +3.2 ± 0.7 | 1.58 ± 0.36 |" in read.table(reading, ["ir@1", "cpu s"])
 
 
 def test_an_unknown_study_is_told():
